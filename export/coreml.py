@@ -1,0 +1,62 @@
+"""Core ML: one .mlpackage of type ML program, a function a function, weights shared; the input is an image.
+
+The package is built on any system; only macOS runs it. What is checked here is its structure (`check`).
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import coremltools as ct
+import torch
+
+from tasktok_edge.export.graph import Deployed, Function, output_names
+from tasktok_edge.model.tasktok import TaskTok
+
+PACKAGES = ("coremltools", "torch", "numpy")
+FILE = "model.mlpackage"
+TARGET = ct.target.iOS18  # several functions in one package need it
+
+
+def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str) -> None:
+    """Convert every function and join them in `model.mlpackage`."""
+    size = model.config.image_size
+    image = torch.zeros(1, 3, size, size)
+    compute = ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32
+    joined = ct.utils.MultiFunctionDescriptor()
+    with tempfile.TemporaryDirectory() as scratch:
+        for function in functions:
+            deployed = Deployed(model, [function], image_input=True).eval()
+            exported = torch.export.export(deployed, (image,)).run_decompositions({})
+            names = output_names(function, model.config.tasks[function.task].kind)
+            package = ct.convert(
+                exported,
+                convert_to="mlprogram",
+                minimum_deployment_target=TARGET,
+                compute_precision=compute,
+                inputs=[ct.ImageType("frame", image.shape, scale=1 / 255, color_layout=ct.colorlayout.RGB)],
+                outputs=[ct.TensorType(name) for name in names],
+            )
+            path = str(Path(scratch) / f"{function.entry}.mlpackage")
+            package.save(path)
+            joined.add_function(path, src_function_name="main", target_function_name=function.entry)
+        joined.default_function_name = functions[0].entry
+        ct.utils.save_multifunction(joined, str(folder / FILE))
+
+
+def check(folder: Path, functions: Sequence[Function], *, kinds: dict[str, str], size: int) -> list[str]:
+    """Read the saved package back and list what is not as it should be: functions, inputs, outputs."""
+    spec = ct.models.MLModel(str(folder / FILE), skip_model_load=True).get_spec()
+    found = {f.name: f for f in spec.description.functions}
+    faults = [f"function {f.entry} is missing" for f in functions if f.entry not in found]
+    for function in functions:
+        if function.entry not in found:
+            continue
+        described = found[function.entry]
+        image = described.input[0].type.imageType
+        if [i.name for i in described.input] != ["frame"] or (image.width, image.height) != (size, size):
+            faults.append(f"{function.entry} does not take one {size}x{size} image named 'frame'")
+        names = output_names(function, kinds[function.task])
+        if [o.name for o in described.output] != names:
+            faults.append(f"{function.entry} gives {[o.name for o in described.output]}, expected {names}")
+    return faults

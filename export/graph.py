@@ -1,0 +1,79 @@
+"""The graph that every target exports: a uint8 frame in, restored frames and task answers out."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tasktok_edge.model.tasktok import StaticSwitch, TaskTok
+
+Kind = Literal["restore", "predict"]
+
+
+class Function(NamedTuple):
+    """What an engine can be asked for: `restore/<task>` gives a frame, `predict/<task>` the task's raw answer."""
+
+    kind: Kind
+    task: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}/{self.task}"
+
+    @property
+    def entry(self) -> str:
+        """The name inside the artifact: identifiers alone are safe in every format."""
+        return f"{self.kind}_{self.task}"
+
+
+def functions_of(tasks: Sequence[str]) -> list[Function]:
+    """Both functions of each task, in the order in which artifacts list them."""
+    return [Function(kind, task) for task in tasks for kind in ("restore", "predict")]
+
+
+def output_names(function: Function, kind: str) -> list[str]:
+    """What the function's outputs are called; detection has two."""
+    if function.kind == "predict" and kind == "det":
+        return [f"{function.entry}_boxes", f"{function.entry}_scores"]
+    return [function.entry]
+
+
+class Deployed(nn.Module):
+    """The model at level `exact` for some functions: one pass shares what they have in common.
+
+    Takes `frame` (1, S, S, 3) uint8 RGB, or with `image_input` (1, 3, S, S) float in [0, 1] for formats whose camera input
+    does that scaling itself. Gives, in the order of `functions`: restored frames (1, S, S, 3) float, nominal [0, 1];
+    classification logits (1, C); segmentation logits (1, S, S, K); boxes (1, G, 4) xyxy pixels and scores (1, G, C).
+    """
+
+    def __init__(self, model: TaskTok, functions: Sequence[Function], *, image_input: bool = False) -> None:
+        super().__init__()
+        self.model, self.functions, self.image_input = model, list(functions), image_input
+        tokens = model.config.tokenizer.tokens
+        self.switches = nn.ModuleDict(
+            {
+                task: StaticSwitch(model.refiner, model.switch.selected(task), tokens=tokens)
+                for task in dict.fromkeys(f.task for f in functions)
+            }
+        )
+
+    def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
+        image = frame if self.image_input else frame.permute(0, 3, 1, 2).to(torch.float32) / 255
+        z = self.model.encode(image)
+        trunk = self.model.refiner.trunk(z)
+        restored = {task: self.model.decode(switch(z, trunk)) for task, switch in self.switches.items()}
+        outputs: list[Tensor] = []
+        for function in self.functions:
+            if function.kind == "restore":
+                outputs.append(restored[function.task].permute(0, 2, 3, 1))
+            else:
+                outputs.extend(self._answer(function.task, restored[function.task]))
+        return tuple(outputs)
+
+    def _answer(self, task: str, image: Tensor) -> list[Tensor]:
+        answer = self.model.task_net(task)(image)
+        if isinstance(answer, tuple):
+            boxes, logits = answer
+            return [boxes, torch.sigmoid(logits)]
+        return [answer.permute(0, 2, 3, 1) if answer.ndim == 4 else answer]

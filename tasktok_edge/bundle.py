@@ -1,0 +1,313 @@
+"""The bundle: the one thing that passes from export to a device.
+
+    manifest.json      what is inside, and the size and SHA-256 of every file
+    model.*            the engine's own file or files
+    golden.npz         a few frames and the server's answers to them
+    LICENSE, README.md
+
+A folder, or the same folder zipped as `.ttk`. Engines crash on damaged files or, worse, answer wrongly without a word,
+so everything is verified here before an engine sees a byte. `frames` in golden.npz is (n, S, S, 3) uint8; every other
+array is named after an output and holds its answers, (n, ...) float32: `golden[name][i:i + 1]` belongs to
+`golden["frames"][i:i + 1]`.
+"""
+
+import hashlib
+import os
+import shutil
+import stat
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasktok_edge.errors import BundleError, UsageError, unknown_word
+from tasktok_edge.manifest import (
+    GOLDEN,
+    SCHEMA_VERSION,
+    FileEntry,
+    FunctionSpec,
+    Kind,
+    Level,
+    Manifest,
+    Parity,
+    Precision,
+    Preprocessing,
+    Provenance,
+    Target,
+    TaskSpec,
+    TensorSpec,
+    is_safe,
+    parse_manifest,
+    some,
+)
+from tasktok_edge.staging import stage
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Bundle",
+    "FileEntry",
+    "FunctionSpec",
+    "Kind",
+    "Level",
+    "Manifest",
+    "Parity",
+    "Precision",
+    "Preprocessing",
+    "Provenance",
+    "Target",
+    "TaskSpec",
+    "TensorSpec",
+    "pack",
+    "parse_manifest",
+    "read_bundle",
+    "replace_parity",
+    "stage",
+    "write_golden",
+    "write_manifest",
+]
+
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 16 << 20  # ten thousand times a real one
+# What zipfile raises on damaged, encrypted or unknown archives.
+ZIP_FAULTS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose every byte was verified. Zipped ones live in a temporary folder until close()."""
+
+    path: Path  # the folder
+    source: Path  # what was read: the folder, or the .ttk
+    manifest: Manifest
+    sha256: str  # of the manifest file, which holds the hashes of all others: the identity of the bundle
+    _temporary: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False, compare=False)
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.manifest.files.values())
+
+    def function(self, kind: Kind, task: str) -> FunctionSpec:
+        name = f"{kind}/{task}"
+        for spec in self.manifest.functions:
+            if spec.name == name:
+                return spec
+        raise unknown_word("function", name, [f.name for f in self.manifest.functions])
+
+    def golden(self) -> dict[str, NDArray[Any]]:
+        """Read the golden frames and the answers to them, checked against the manifest."""
+        try:
+            with np.load(self.path / GOLDEN, allow_pickle=False) as arrays:
+                golden = {name: np.asarray(arrays[name]) for name in arrays.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise BundleError(f"{self.source}: {GOLDEN} cannot be read: {error}") from None
+        size, frames = self.manifest.input.size, golden.get("frames", np.empty(0))
+        want = {o.name: o.shape[1:] for f in self.manifest.functions for o in f.outputs}
+        faults = [] if frames.shape[1:] == (size, size, 3) and frames.dtype == np.uint8 and len(frames) else ["frames"]
+        for name, shape in want.items():
+            answer = golden.get(name, np.empty(0))
+            if answer.shape != (len(frames), *shape) or answer.dtype != np.float32 or not np.isfinite(answer).all():
+                faults.append(name)
+        if faults:
+            raise BundleError(
+                f"{self.source}: {GOLDEN} lacks a well-formed {', '.join(faults)}: export the model again"
+            )
+        return golden
+
+    def close(self) -> None:
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def read_bundle(path: Path | str) -> Bundle:
+    """Verify the bundle at `path`, a folder or a `.ttk` file, and return it; BundleError tells all that is wrong.
+
+    Close a zipped one when done, or use `with read_bundle(path) as bundle:`.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return _read_folder(path.resolve(), path)
+        if not path.is_file():
+            raise BundleError("there is no such folder or .ttk file")
+        return _read_zip(path)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}") from None
+
+
+def _read_folder(root: Path, source: Path) -> Bundle:
+    file = root / MANIFEST
+    if not file.is_file() or file.is_symlink():
+        raise BundleError(f"it has no {MANIFEST}, so it is not a bundle")
+    if file.stat().st_size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"its {MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
+    data = file.read_bytes()
+    manifest = parse_manifest(data)
+    found, faults = _walk(root)
+    faults += [f"{name} is not listed in {MANIFEST}" for name in sorted(found - manifest.files.keys() - {MANIFEST})]
+    for name, entry in manifest.files.items():
+        if name not in found:
+            faults.append(f"{name} is missing")
+        elif (size := (root / name).stat().st_size) != entry.bytes:
+            faults.append(f"{name} has {size} bytes, not {entry.bytes}")
+        elif _sha256(root / name) != entry.sha256:
+            faults.append(f"{name} was changed: its SHA-256 is not the one in {MANIFEST}")
+    if faults:
+        raise BundleError(f"{some(faults)}. Copy or export the bundle again")
+    return Bundle(path=root, source=source, manifest=manifest, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _walk(root: Path) -> tuple[set[str], list[str]]:
+    """List the plain files under `root`, and the faults: links and whatever else is neither file nor folder."""
+    found: set[str] = set()
+    faults: list[str] = []
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            mode, relative = path.lstat().st_mode, path.relative_to(root).as_posix()
+            if stat.S_ISREG(mode):
+                found.add(relative)
+            elif not stat.S_ISDIR(mode):
+                faults.append(f"{relative} is a link or a device, a bundle holds plain files")
+    return found, faults
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_zip(path: Path) -> Bundle:
+    """Check names and sizes against the manifest inside, then extract to a temporary folder and read that."""
+    temporary: tempfile.TemporaryDirectory[str] | None = None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [m for m in archive.infolist() if not m.is_dir()]
+            _check_members(archive, members)
+            temporary = tempfile.TemporaryDirectory(prefix="tasktok-")
+            root = Path(temporary.name).resolve()
+            for member in members:
+                file = root / member.filename
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, file.open("wb") as sink:
+                    shutil.copyfileobj(source, sink, 1 << 20)  # ends at the member's checked size
+        bundle = _read_folder(root, path)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.cleanup()
+        if isinstance(error, ZIP_FAULTS) and not isinstance(error, BundleError):
+            raise BundleError(f"it is not a whole zip file: {error}") from None
+        raise
+    return replace(bundle, _temporary=temporary)
+
+
+def _check_members(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:
+    sizes = {m.filename: m.file_size for m in members}
+    if MANIFEST not in sizes:
+        raise BundleError(f"it has no {MANIFEST}, so it is not a bundle")
+    if sizes[MANIFEST] > MAX_MANIFEST_BYTES:
+        raise BundleError(f"its {MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
+    listed = {name: entry.bytes for name, entry in parse_manifest(archive.read(MANIFEST)).files.items()}
+    listed[MANIFEST] = sizes[MANIFEST]
+    faults = [f"{n!r} leaves the bundle" for n in sizes if not is_safe(n)]
+    faults += [f"{m.filename} is a link" for m in members if stat.S_ISLNK(m.external_attr >> 16)]
+    faults += [f"{n} is not listed in {MANIFEST}" for n in sorted(sizes.keys() - listed.keys())]
+    faults += [f"{n} is missing" for n in sorted(listed.keys() - sizes.keys())]
+    faults += [f"{n} has {sizes[n]} bytes, not {listed[n]}" for n in listed if n in sizes and sizes[n] != listed[n]]
+    if len(sizes) != len(members):
+        faults.append("it holds a file twice")
+    if faults:
+        raise BundleError(f"{some(faults)}. Copy or export the bundle again")
+
+
+def write_golden(folder: Path, frames: NDArray[np.uint8], answers: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write golden.npz: frames (n, S, S, 3) and for every output name its answers (n, ...)."""
+    np.savez_compressed(folder / GOLDEN, frames=frames, **{name: answers[name] for name in answers})
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    name: str,
+    target: Target,
+    precision: Precision,
+    level: Level,
+    input: Preprocessing,  # noqa: A002  # the manifest's own word
+    tasks: Mapping[str, TaskSpec],
+    functions: Sequence[FunctionSpec],
+    parity: Parity,
+    provenance: Provenance,
+) -> Manifest:
+    """Hash every file in `folder` and write its manifest.json."""
+    found, faults = _walk(folder)
+    if faults:
+        raise BundleError(f"{folder}: {some(faults)}")
+    files = {
+        f: FileEntry(bytes=(folder / f).stat().st_size, sha256=_sha256(folder / f)) for f in sorted(found - {MANIFEST})
+    }
+    manifest = Manifest(
+        name=name, target=target, precision=precision, level=level, input=input, tasks=dict(tasks),
+        functions=tuple(functions), parity=parity, provenance=provenance, files=files,
+    )  # fmt: skip
+    _write(folder, manifest)
+    return manifest
+
+
+def replace_parity(folder: Path, parity: Parity) -> Manifest:
+    """Put a newly measured verdict into the manifest of `folder`; no other file changes."""
+    manifest = parse_manifest((folder / MANIFEST).read_bytes()).model_copy(update={"parity": parity})
+    _write(folder, manifest)
+    return manifest
+
+
+def _write(folder: Path, manifest: Manifest) -> None:
+    temporary = folder / f".{MANIFEST}"
+    temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / MANIFEST)
+
+
+def pack(folder: Path | str, file: Path | str, *, overwrite: bool = False) -> Path:
+    """Verify the bundle in `folder` and zip it into `file` (`.ttk`); the same folder gives the same bytes."""
+    file = Path(file)
+    if os.path.lexists(file) and not (overwrite and file.is_file()):
+        raise UsageError(f"{file} exists: choose another name")
+    with read_bundle(folder) as bundle:
+        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+                for member in (MANIFEST, *sorted(bundle.manifest.files)):
+                    info = zipfile.ZipInfo(member)  # dated 1980, whenever it is packed
+                    info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+                    with (bundle.path / member).open("rb") as source, archive.open(info, "w", force_zip64=True) as sink:
+                        shutil.copyfileobj(source, sink, 1 << 20)
+            temporary.chmod(0o644)
+            temporary.replace(file)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    return file

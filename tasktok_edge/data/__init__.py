@@ -1,0 +1,1 @@
+"""Scenes with labels, degradations, and the batches that training draws from them."""

@@ -1,0 +1,188 @@
+"""manifest.json of a bundle as frozen models: what is inside, what it was measured to be, and where it comes from."""
+
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tasktok_edge.errors import BundleError
+
+SCHEMA_VERSION = 1
+GOLDEN = "golden.npz"
+MAX_FAULTS_SHOWN = 8
+
+Target = Literal["executorch", "coreml", "openvino", "onnx"]
+Precision = Literal["fp32", "fp16", "int8"]
+Level = Literal["exact", "context", "selected"]
+Kind = Literal["restore", "predict"]
+Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Part):
+    name: str
+    shape: tuple[Count, ...]
+    dtype: str
+
+
+class FunctionSpec(_Part):
+    """One thing the engine runs; `entry` is the engine's own name of it."""
+
+    name: str
+    kind: Kind
+    task: Word
+    file: str
+    entry: str
+    outputs: tuple[TensorSpec, ...]
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        wanted = [f"{self.kind}_{self.task}"]
+        if len(self.outputs) == 2 and self.kind == "predict":
+            wanted = [f"{wanted[0]}_boxes", f"{wanted[0]}_scores"]
+        if self.name != f"{self.kind}/{self.task}" or [o.name for o in self.outputs] != wanted:
+            raise ValueError(f"function {self.name!r} must be {self.kind}/{self.task} with outputs {', '.join(wanted)}")
+        return self
+
+
+class TaskSpec(_Part):
+    kind: Literal["cls", "seg", "det"]
+    labels: tuple[str, ...] = Field(min_length=1, max_length=65536)
+    selected_tokens: tuple[Annotated[int, Field(ge=0)], ...]
+    n_tokens: Count
+
+
+class Preprocessing(_Part):
+    """The function's input, named `frame`: (1, size, size, 3) uint8 RGB."""
+
+    size: Annotated[int, Field(ge=1, le=16384)]
+    color: Literal["RGB"] = "RGB"
+    layout: Literal["NHWC"] = "NHWC"
+    dtype: Literal["uint8"] = "uint8"
+
+
+class Parity(_Part):
+    """What was measured against the PyTorch model after the export, or why it was not."""
+
+    status: Literal["passed", "failed", "not_run"]
+    floor_db: Finite
+    psnr_db: dict[str, Finite] = Field(default_factory=dict)
+    agreement: dict[str, Finite] = Field(default_factory=dict)
+    n_frames: Annotated[int, Field(ge=0)] = 0
+    device: str | None = None
+    effective_precision: str | None = None
+    reason: str | None = None
+
+
+class Provenance(_Part):
+    created_utc: str
+    package_version: str
+    preset: str
+    checkpoint_sha256: str
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class FileEntry(_Part):
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(_Part):
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    target: Target
+    precision: Precision
+    level: Level
+    input: Preprocessing
+    tasks: dict[Word, TaskSpec] = Field(min_length=1)
+    functions: tuple[FunctionSpec, ...] = Field(min_length=1)
+    parity: Parity
+    provenance: Provenance
+    files: dict[str, FileEntry]
+
+    @property
+    def verified(self) -> bool:
+        return self.parity.status == "passed"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        faults = [f"{name!r} leaves the bundle" for name in self.files if not is_safe(name)]
+        faults += [f"{name} is not listed" for name in (GOLDEN,) if name not in self.files]
+        names = [f.name for f in self.functions]
+        faults += [f"function {n} is there twice" for n in sorted(set(names)) if names.count(n) > 1]
+        for task, spec in self.tasks.items():
+            tokens = spec.selected_tokens
+            if len(set(tokens)) != len(tokens) or any(t >= spec.n_tokens for t in tokens):
+                faults.append(f"task {task} selects tokens that are not {spec.n_tokens} different ones")
+            if spec.kind == "seg" and len(spec.labels) > 256:
+                faults.append(f"task {task} has {len(spec.labels)} labels, a uint8 mask holds 256")
+        for function in self.functions:
+            if function.task not in self.tasks:
+                faults.append(f"function {function.name} is of no listed task")
+            else:
+                faults += _shape_faults(function, self.tasks[function.task], self.input.size)
+            inside = function.file in self.files or any(f.startswith(f"{function.file}/") for f in self.files)
+            if not inside or not is_safe(function.file):
+                faults.append(f"function {function.name} is in {function.file!r}, which is not listed")
+        if self.target != "coreml" and len({f.file for f in self.functions}) > 1:
+            faults.append(f"its functions are in several files, {self.target} has one")
+        if faults:
+            raise ValueError(some(faults))
+        return self
+
+
+def _shape_faults(function: FunctionSpec, task: TaskSpec, size: int) -> list[str]:
+    """Compare the outputs with what the shim relies on; answers.py describes it."""
+    labels, shapes = len(task.labels), [o.shape for o in function.outputs]
+    n = shapes[0][1] if shapes and len(shapes[0]) > 1 else 0
+    wanted: dict[str, list[tuple[int, ...]]] = {
+        "restore": [(1, size, size, 3)],
+        "cls": [(1, labels)],
+        "seg": [(1, size, size, labels)],
+        "det": [(1, n, 4), (1, n, labels)],
+    }
+    want = wanted["restore" if function.kind == "restore" else task.kind]
+    bad_dtype = any(o.dtype != "float32" for o in function.outputs)
+    return [f"function {function.name} gives {shapes}, not {want} float32"] if shapes != want or bad_dtype else []
+
+
+def some(faults: list[str]) -> str:
+    rest = len(faults) - MAX_FAULTS_SHOWN
+    return "; ".join(faults[:MAX_FAULTS_SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def is_safe(name: str) -> bool:
+    """Whether `name` is a plain relative path that stays inside, on every operating system."""
+    parts = PurePosixPath(name).parts
+    return (
+        bool(parts)
+        and "/".join(parts) == name
+        and not any(p in ("/", ".", "..") or re.search(r"[\\:\x00-\x1f]", p) for p in parts)
+    )
+
+
+class _Version(BaseModel):
+    schema_version: int
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read a manifest; BundleError names all that is wrong with it, or the schema version that it would need."""
+    try:
+        version = _Version.model_validate_json(data, strict=True).schema_version
+        if version > SCHEMA_VERSION:
+            raise BundleError(
+                f"its manifest has schema version {version}, this tasktok-edge reads up to {SCHEMA_VERSION}: "
+                "upgrade tasktok-edge"
+            )
+        if version < 1:
+            raise BundleError(f"its manifest has schema version {version}, which never was")
+        return Manifest.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        faults = [": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors()]
+        raise BundleError(f"its manifest is not valid: {some(faults)}") from None

@@ -1,0 +1,114 @@
+"""Checkpoints: a folder of model.safetensors and config.json. Nothing in it is code."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tasktok_edge.errors import CheckpointError
+from tasktok_edge.model.config import TaskTokConfig
+from tasktok_edge.model.task_nets import build_task_net
+from tasktok_edge.model.tasktok import TaskTok
+
+SHIPPED = ("scenes-server", "scenes-edge")
+_WEIGHTS, _CONFIG, _ORACLES = "model.safetensors", "config.json", "oracles.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in evaluation mode, where it came from, and the SHA-256 of its weights."""
+
+    model: TaskTok
+    path: Path
+    sha256: str
+
+
+def checkpoint_folder(name: str | Path | None) -> Path:
+    """Where a checkpoint lies: a folder, the name of a shipped one, or None for the shipped `scenes-edge`."""
+    text = str(name) if name is not None else SHIPPED[-1]
+    if text in SHIPPED:
+        return Path(str(files("tasktok_edge") / "assets" / text))
+    return Path(text)
+
+
+def load_checkpoint(name: str | Path | None = None) -> Checkpoint:
+    """Build the model that a checkpoint describes and fill it, in fp32 on the CPU; CheckpointError says what is wrong."""
+    folder = checkpoint_folder(name)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"no checkpoint at '{folder}': expected a folder with {_WEIGHTS} and {_CONFIG}, or one of {', '.join(SHIPPED)}"
+        )
+    missing = [part for part in (_WEIGHTS, _CONFIG) if not (folder / part).is_file()]
+    if missing:
+        raise CheckpointError(f"the checkpoint '{folder}' lacks {' and '.join(missing)}")
+    try:
+        config = TaskTokConfig.model_validate_json((folder / _CONFIG).read_bytes())
+    except ValidationError as fault:
+        lines = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in fault.errors())
+        raise CheckpointError(f"'{folder / _CONFIG}' is no TaskTok config: {lines}") from None
+    model = TaskTok(config)
+    _fill(model, folder / _WEIGHTS)
+    digest = hashlib.sha256((folder / _WEIGHTS).read_bytes()).hexdigest()
+    return Checkpoint(model.eval().requires_grad_(False), folder, digest)
+
+
+def load_oracles(name: str | Path | None = None) -> nn.ModuleDict:
+    """The task networks as trained on clean frames alone, for the columns `clean` and `degraded`."""
+    folder = checkpoint_folder(name)
+    path = folder / _ORACLES
+    if not path.is_file():
+        path = checkpoint_folder(SHIPPED[0]) / _ORACLES  # an edge model is judged by its server's oracles
+    config = TaskTokConfig.model_validate_json((path.parent / _CONFIG).read_bytes())
+    nets = nn.ModuleDict(
+        {task: build_task_net(part, image_size=config.image_size) for task, part in config.tasks.items()}
+    )
+    _fill(nets, path)
+    return nets.eval().requires_grad_(False)
+
+
+def save_checkpoint(folder: Path, model: TaskTok, *, oracles: nn.Module | None = None, facts: Mapping[str, object]) -> None:
+    """Write a checkpoint; matrices are kept in fp16 (half the download), vectors and statistics in fp32.
+
+    `facts` (recipe, steps, accuracies) goes into provenance.json, for people.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_packed(model), folder / _WEIGHTS)
+    if oracles is not None:
+        save_file(_packed(oracles), folder / _ORACLES)
+    (folder / _CONFIG).write_text(model.config.model_dump_json(indent=1) + "\n")
+    (folder / "provenance.json").write_text(json.dumps(dict(facts), indent=1) + "\n")
+
+
+def _packed(module: nn.Module) -> dict[str, Tensor]:
+    state = {name: value.detach().cpu() for name, value in module.state_dict().items()}
+    # num_batches_tracked only matters to training with a cumulative average, which nobody here uses.
+    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    return {n: (v.half() if v.ndim >= 2 and v.is_floating_point() else v).contiguous() for n, v in state.items()}
+
+
+def _fill(module: nn.Module, path: Path) -> None:
+    try:
+        state = load_file(path)
+    except SafetensorError as fault:
+        raise CheckpointError(f"'{path}' is not a whole safetensors file ({fault}): copy or train it again") from None
+    wanted = {n: v for n, v in module.state_dict().items() if not n.endswith("num_batches_tracked")}
+    faults = [f"no '{n}'" for n in wanted if n not in state]
+    faults += [f"unexpected '{n}'" for n in state if n not in wanted]
+    faults += [
+        f"'{n}' is {tuple(state[n].shape)}, expected {tuple(v.shape)}"
+        for n, v in wanted.items()
+        if n in state and state[n].shape != v.shape
+    ]
+    faults += [f"'{n}' holds NaN or infinity" for n, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if faults:
+        more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise CheckpointError(f"'{path}' does not fit its config.json: {'; '.join(faults[:4])}{more}")
+    module.load_state_dict({n: v.float() if v.is_floating_point() else v for n, v in state.items()}, strict=False)

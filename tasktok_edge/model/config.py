@@ -1,0 +1,159 @@
+"""What a TaskTok model is made of, as numbers. A checkpoint's config.json is one `TaskTokConfig`."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from tasktok_edge.errors import UsageError
+
+Level = Literal["exact", "context", "selected"]
+TaskKind = Literal["cls", "seg", "det"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ViTConfig(_Config):
+    """A stack of pre-norm transformer blocks."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: float = 4.0
+
+
+class TokenizerConfig(_Config):
+    """TiTok (arXiv 2406.07550) without its quantiser: image to 1-D latent tokens and back."""
+
+    image_size: int
+    patch: int
+    tokens: int
+    channels: int
+    encoder: ViTConfig
+    decoder: ViTConfig
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.patch
+
+
+class PreRestorerConfig(_Config):
+    """A residual convolution net on space-to-depth features; `blocks = 0` leaves the frame as it is."""
+
+    width: int
+    blocks: int
+    unshuffle: int
+
+
+class TaskConfig(_Config):
+    """A task, its labels, and the widths of the network that answers it."""
+
+    kind: TaskKind
+    labels: tuple[str, ...]
+    stem: int
+    widths: tuple[int, ...]  # one stage each, the first at stride 4, each further one halves the grid
+    head: int = 0  # channels of the feature pyramid; unused by classification
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.labels)
+
+
+class TaskTokConfig(_Config):
+    """Everything that is needed to build the module again. `image_size` is the side of the square frame it takes."""
+
+    preset: str
+    image_size: int
+    prerestorer: PreRestorerConfig
+    tokenizer: TokenizerConfig
+    refiner: ViTConfig
+    tasks: dict[str, TaskConfig]
+    level: Level = "exact"
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "TaskTokConfig":
+        tokenizer, pre = self.tokenizer, self.prerestorer
+        faults = [
+            f"{what} {size} is not a multiple of {unit_name} {unit}"
+            for what, size, unit_name, unit in (
+                ("tokenizer.image_size", tokenizer.image_size, "patch", tokenizer.patch),
+                ("image_size", self.image_size, "prerestorer.unshuffle", pre.unshuffle),
+                ("encoder.width", tokenizer.encoder.width, "heads", tokenizer.encoder.heads),
+                ("decoder.width", tokenizer.decoder.width, "heads", tokenizer.decoder.heads),
+                ("refiner.width", self.refiner.width, "heads", self.refiner.heads),
+            )
+            if size % unit
+        ]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+SCENE_KINDS = ("ball", "box", "triangle", "star", "ring", "cross", "crescent", "capsule")
+
+
+def _scene_tasks(stem: int, widths: tuple[int, ...], head: int) -> dict[str, TaskConfig]:
+    return {
+        "cls": TaskConfig(kind="cls", labels=SCENE_KINDS, stem=stem, widths=widths),
+        "seg": TaskConfig(kind="seg", labels=("background", *SCENE_KINDS), stem=stem, widths=widths, head=head),
+        "det": TaskConfig(kind="det", labels=SCENE_KINDS, stem=stem, widths=widths, head=head),
+    }
+
+
+PRESETS: dict[str, TaskTokConfig] = {
+    "scenes-server": TaskTokConfig(
+        preset="scenes-server",
+        image_size=128,
+        prerestorer=PreRestorerConfig(width=48, blocks=3, unshuffle=8),
+        tokenizer=TokenizerConfig(
+            image_size=128,
+            patch=16,
+            tokens=32,
+            channels=64,
+            encoder=ViTConfig(width=128, layers=4, heads=4),
+            decoder=ViTConfig(width=192, layers=5, heads=6),
+        ),
+        refiner=ViTConfig(width=128, layers=4, heads=4),
+        tasks=_scene_tasks(24, (32, 64, 128), 48),
+    ),
+    "scenes-edge": TaskTokConfig(
+        preset="scenes-edge",
+        image_size=128,
+        prerestorer=PreRestorerConfig(width=32, blocks=1, unshuffle=8),
+        tokenizer=TokenizerConfig(
+            image_size=128,
+            patch=16,
+            tokens=32,
+            channels=64,
+            encoder=ViTConfig(width=96, layers=2, heads=3),
+            decoder=ViTConfig(width=96, layers=2, heads=3),
+        ),
+        refiner=ViTConfig(width=96, layers=2, heads=3),
+        tasks=_scene_tasks(16, (24, 48, 96), 32),
+    ),
+    # Not trained, not shipped: seconds to build and export, for tests. N differs from the channel count on purpose, so that
+    # a transposed token tensor shows.
+    "tiny": TaskTokConfig(
+        preset="tiny",
+        image_size=32,
+        prerestorer=PreRestorerConfig(width=8, blocks=1, unshuffle=4),
+        tokenizer=TokenizerConfig(
+            image_size=32,
+            patch=8,
+            tokens=6,
+            channels=10,
+            encoder=ViTConfig(width=16, layers=2, heads=2),
+            decoder=ViTConfig(width=16, layers=2, heads=2),
+        ),
+        refiner=ViTConfig(width=16, layers=2, heads=2),
+        tasks=_scene_tasks(8, (8, 8, 16), 8),
+    ),
+}
+
+
+def preset(name: str) -> TaskTokConfig:
+    """Give the preset of this name; UsageError lists what there is."""
+    if name not in PRESETS:
+        raise UsageError(f"no preset is named '{name}': choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,107 @@
+"""TaskTok: restore a degraded image for a task, not for the eye."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tasktok_edge.errors import UsageError
+from tasktok_edge.model.config import TaskTokConfig
+from tasktok_edge.model.prerestorer import PreRestorer
+from tasktok_edge.model.refiner import Refiner, TokenSwitch
+from tasktok_edge.model.task_nets import TaskNet, build_task_net
+from tasktok_edge.model.tokenizer import Tokenizer
+
+
+class TaskTok(nn.Module):
+    """Pre-restorer, tokenizer, refiner, switch and task networks as one module of five replaceable parts.
+
+    Images are (B, 3, S, S) float in nominal [0, 1], S = `config.image_size`; restored images are never clamped.
+
+    >>> from tasktok_edge.model.config import preset
+    >>> model = TaskTok(preset("tiny")).eval()
+    >>> model.restore(torch.rand(1, 3, 32, 32), "cls").shape
+    torch.Size([1, 3, 32, 32])
+    """
+
+    def __init__(self, config: TaskTokConfig) -> None:
+        super().__init__()
+        self.config = config
+        tokenizer = config.tokenizer
+        self.prerestorer: nn.Module = PreRestorer(config.prerestorer) if config.prerestorer.blocks else nn.Identity()
+        self.tokenizer = Tokenizer(tokenizer)
+        self.refiner = Refiner(config.refiner, tokens=tokenizer.tokens, channels=tokenizer.channels)
+        self.switch = TokenSwitch(list(config.tasks), tokens=tokenizer.tokens)
+        self.task_nets = nn.ModuleDict(
+            {name: build_task_net(task, image_size=config.image_size) for name, task in config.tasks.items()}
+        )
+
+    def task_net(self, task: str) -> TaskNet:
+        """The network that answers this task."""
+        self.check_task(task)
+        return cast(TaskNet, self.task_nets[task])
+
+    def check_task(self, task: str) -> None:
+        if task not in self.config.tasks:
+            raise UsageError(f"the model has no task '{task}': choose one of {', '.join(self.config.tasks)}")
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Degraded image (B, 3, S, S) to tokens (B, N, C), the pre-restorer included. The same for every task."""
+        return self.tokens(self.prerestorer(image))
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """Image to tokens without the pre-restorer: what a clean image is compared by."""
+        return self.tokenizer.encoder(_resized(image, self.config.tokenizer.image_size))
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N, C) to image (B, 3, S, S)."""
+        return _resized(self.tokenizer.decoder(tokens), self.config.image_size)
+
+    def replace_selected(self, z: Tensor, task: str) -> Tensor:
+        """Refine every token of z (B, N, C), keep the refined ones where this task's switch is on: the full model."""
+        return self.switch(z, self.refiner(z), task)
+
+    def restore(self, image: Tensor, task: str) -> Tensor:
+        """Degraded image to the image that this task wants to see."""
+        self.check_task(task)
+        return self.decode(self.replace_selected(self.encode(image), task))
+
+    def forward(self, image: Tensor, task: str) -> Tensor | tuple[Tensor, Tensor]:
+        """Degraded image to the task's raw answer: see the task network's own docstring."""
+        return self.task_net(task)(self.restore(image, task))
+
+
+class StaticSwitch(nn.Module):
+    """Level `exact`: tokens to tokens with this task's choice baked in as constant indices.
+
+    The refiner's last layer computes the selected rows alone; every unselected token passes by. The same function as
+    `TaskTok.replace_selected`, by another order of the same sums.
+    """
+
+    def __init__(self, refiner: Refiner, selected: Sequence[int], *, tokens: int) -> None:
+        super().__init__()
+        self.refiner = refiner
+        kept = [i for i in range(tokens) if i not in set(selected)]
+        position = {row: i for i, row in enumerate([*kept, *selected])}
+        self.register_buffer("selected", torch.tensor(list(selected), dtype=torch.int64), persistent=False)
+        self.register_buffer("kept", torch.tensor(kept, dtype=torch.int64), persistent=False)
+        # Where each token stands in [kept, selected]: a gather by constants, as every converter takes it.
+        self.register_buffer("order", torch.tensor([position[i] for i in range(tokens)]), persistent=False)
+
+    def forward(self, z: Tensor, trunk: Tensor) -> Tensor:
+        """z (B, N, C) and the refiner's trunk of it (B, N, D) to the mixed tokens (B, N, C)."""
+        if self.selected.shape[0] == 0:
+            return z
+        refined = self.refiner.finish(z, trunk, self.selected)
+        if self.kept.shape[0] == 0:
+            return refined
+        return torch.cat([z.index_select(1, self.kept), refined], 1).index_select(1, self.order)
+
+
+def _resized(image: Tensor, size: int) -> Tensor:
+    """Bicubic without antialias, as TaskTok resizes between the frame and the tokenizer."""
+    if image.shape[-1] == size:
+        return image
+    return F.interpolate(image, size=(size, size), mode="bicubic", align_corners=False, antialias=False)

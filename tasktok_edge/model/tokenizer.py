@@ -1,0 +1,79 @@
+"""The 1-D tokenizer: an image becomes N latent tokens, and back (TiTok, arXiv 2406.07550; TaskTok bypasses the quantiser)."""
+
+import torch
+from torch import Tensor, nn
+
+from tasktok_edge.model.config import TokenizerConfig
+from tasktok_edge.model.vit import Transformer, embedding, init_weights
+
+
+class Encoder(nn.Module):
+    """Image (B, 3, S, S), nominal [0, 1], to tokens (B, N, C)."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        width = config.encoder.width
+        self.latent_rows = slice(config.grid**2 + 1, config.grid**2 + 1 + config.tokens)
+        self.patch_embed = nn.Conv2d(3, width, config.patch, config.patch)
+        self.class_embedding = embedding(1, width)
+        self.positional_embedding = embedding(config.grid**2 + 1, width)
+        self.latent_tokens = embedding(config.tokens, width)
+        self.latent_positional_embedding = embedding(config.tokens, width)
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(config.encoder)
+        self.ln_post = nn.LayerNorm(width)
+        self.conv_out = nn.Linear(width, config.channels)  # a 1x1 convolution in the official file
+        self.apply(init_weights)
+
+    def forward(self, image: Tensor) -> Tensor:
+        b = image.shape[0]
+        patches = self.patch_embed(image).flatten(2).transpose(1, 2)  # (B, G*G, D)
+        position = self.positional_embedding
+        first = (self.class_embedding + position[:1])[None].expand(b, -1, -1)
+        latents = (self.latent_tokens + self.latent_positional_embedding)[None].expand(b, -1, -1)
+        x = self.ln_pre(torch.cat([first, patches + position[1:], latents], 1))
+        x = self.transformer(x, self.latent_rows)  # only the latents are read afterwards: an exact cut
+        return self.conv_out(self.ln_post(x))
+
+
+class Decoder(nn.Module):
+    """Tokens (B, N, C) to an image (B, 3, S, S), nominal [0, 1] and never clamped."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        width = config.decoder.width
+        self.patch, self.grid = config.patch, config.grid
+        self.patch_rows = slice(1, config.grid**2 + 1)
+        self.decoder_embed = nn.Linear(config.channels, width)
+        self.class_embedding = embedding(1, width)
+        self.positional_embedding = embedding(config.grid**2 + 1, width)
+        self.mask_token = embedding(1, width)
+        self.latent_positional_embedding = embedding(config.tokens, width)
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(config.decoder)
+        self.ln_post = nn.LayerNorm(width)
+        self.ffn = nn.Linear(width, config.patch**2 * 3)  # a 1x1 convolution in the official file
+        self.conv_out = nn.Conv2d(3, 3, 3, padding=1)
+        self.apply(init_weights)
+        nn.init.dirac_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias) if self.conv_out.bias is not None else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        b, g, p = tokens.shape[0], self.grid, self.patch
+        position = self.positional_embedding
+        masks = torch.cat([self.class_embedding + position[:1], self.mask_token + position[1:]])[None].expand(b, -1, -1)
+        latents = self.decoder_embed(tokens) + self.latent_positional_embedding
+        x = self.ln_pre(torch.cat([masks, latents], 1))  # the latents stand last
+        x = self.ffn(self.ln_post(self.transformer(x, self.patch_rows)))  # (B, G*G, p*p*3)
+        # Channel order (p1, p2, c), as the official file has it.
+        x = x.reshape(b, g, g, p, p * 3).transpose(2, 3).reshape(b, g * p, g * p, 3).permute(0, 3, 1, 2)
+        return self.conv_out(x)
+
+
+class Tokenizer(nn.Module):
+    """Encoder and decoder of one `TokenizerConfig`."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
