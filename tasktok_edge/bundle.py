@@ -13,9 +13,7 @@ array is named after an output and holds its answers, (n, ...) float32: `golden[
 
 import hashlib
 import os
-import shutil
 import stat
-import struct
 import tempfile
 import zipfile
 import zlib
@@ -28,9 +26,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tasktok_edge.archive import compress, extract
 from tasktok_edge.errors import BundleError, UsageError, unknown_word
 from tasktok_edge.manifest import (
     GOLDEN,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
     SCHEMA_VERSION,
     FileEntry,
     FunctionSpec,
@@ -44,7 +45,6 @@ from tasktok_edge.manifest import (
     Target,
     TaskSpec,
     TensorSpec,
-    is_safe,
     parse_manifest,
     some,
 )
@@ -73,19 +73,6 @@ __all__ = [
     "write_golden",
     "write_manifest",
 ]
-
-MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 16 << 20  # ten thousand times a real one
-# What zipfile raises on damaged, encrypted or unknown archives.
-ZIP_FAULTS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -201,51 +188,20 @@ def _sha256(file: Path) -> str:
 
 
 def _read_zip(path: Path) -> Bundle:
-    """Check names and sizes against the manifest inside, then extract to a temporary folder and read that."""
-    temporary: tempfile.TemporaryDirectory[str] | None = None
+    temporary = tempfile.TemporaryDirectory(prefix="tasktok-")
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if not m.is_dir()]
-            _check_members(archive, members)
-            temporary = tempfile.TemporaryDirectory(prefix="tasktok-")
-            root = Path(temporary.name).resolve()
-            for member in members:
-                file = root / member.filename
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, file.open("wb") as sink:
-                    shutil.copyfileobj(source, sink, 1 << 20)  # ends at the member's checked size
-        bundle = _read_folder(root, path)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.cleanup()
-        if isinstance(error, ZIP_FAULTS) and not isinstance(error, BundleError):
-            raise BundleError(f"it is not a whole zip file: {error}") from None
+        root = Path(temporary.name).resolve()
+        extract(path, root)
+        return replace(_read_folder(root, path), _temporary=temporary)
+    except BaseException:
+        temporary.cleanup()
         raise
-    return replace(bundle, _temporary=temporary)
-
-
-def _check_members(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> None:
-    sizes = {m.filename: m.file_size for m in members}
-    if MANIFEST not in sizes:
-        raise BundleError(f"it has no {MANIFEST}, so it is not a bundle")
-    if sizes[MANIFEST] > MAX_MANIFEST_BYTES:
-        raise BundleError(f"its {MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
-    listed = {name: entry.bytes for name, entry in parse_manifest(archive.read(MANIFEST)).files.items()}
-    listed[MANIFEST] = sizes[MANIFEST]
-    faults = [f"{n!r} leaves the bundle" for n in sizes if not is_safe(n)]
-    faults += [f"{m.filename} is a link" for m in members if stat.S_ISLNK(m.external_attr >> 16)]
-    faults += [f"{n} is not listed in {MANIFEST}" for n in sorted(sizes.keys() - listed.keys())]
-    faults += [f"{n} is missing" for n in sorted(listed.keys() - sizes.keys())]
-    faults += [f"{n} has {sizes[n]} bytes, not {listed[n]}" for n in listed if n in sizes and sizes[n] != listed[n]]
-    if len(sizes) != len(members):
-        faults.append("it holds a file twice")
-    if faults:
-        raise BundleError(f"{some(faults)}. Copy or export the bundle again")
 
 
 def write_golden(folder: Path, frames: NDArray[np.uint8], answers: Mapping[str, NDArray[np.float32]]) -> None:
     """Write golden.npz: frames (n, S, S, 3) and for every output name its answers (n, ...)."""
-    np.savez_compressed(folder / GOLDEN, frames=frames, **{name: answers[name] for name in answers})
+    arrays: dict[str, Any] = {"frames": frames, **answers}
+    np.savez_compressed(folder / GOLDEN, **arrays)
 
 
 def write_manifest(
@@ -295,19 +251,5 @@ def pack(folder: Path | str, file: Path | str, *, overwrite: bool = False) -> Pa
     if os.path.lexists(file) and not (overwrite and file.is_file()):
         raise UsageError(f"{file} exists: choose another name")
     with read_bundle(folder) as bundle:
-        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        os.close(descriptor)
-        temporary = Path(name)
-        try:
-            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-                for member in (MANIFEST, *sorted(bundle.manifest.files)):
-                    info = zipfile.ZipInfo(member)  # dated 1980, whenever it is packed
-                    info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-                    with (bundle.path / member).open("rb") as source, archive.open(info, "w", force_zip64=True) as sink:
-                        shutil.copyfileobj(source, sink, 1 << 20)
-            temporary.chmod(0o644)
-            temporary.replace(file)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        compress(bundle.path, (MANIFEST, *sorted(bundle.manifest.files)), file)
     return file

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tasktok_edge.errors import BundleError
 
 SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 16 << 20  # a thousand times a large one
 GOLDEN = "golden.npz"
 MAX_FAULTS_SHOWN = 8
 

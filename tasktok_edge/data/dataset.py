@@ -31,7 +31,7 @@ class SceneDataset(Dataset[dict[str, Tensor]]):
             "clean": _chw(a["clean"][i][:, flip]),
             "degraded": _chw(a["degraded"][i, version][:, flip]),
             "label": torch.tensor(int(a["label"][i])),
-            "semantic": torch.from_numpy(np.ascontiguousarray(a["semantic"][i][:, flip])).long(),
+            "semantic": torch.from_numpy(np.array(a["semantic"][i][:, flip])).long(),
             "boxes": torch.from_numpy(boxes),
             "box_labels": torch.from_numpy(np.array(a["box_labels"][i])),
         }
@@ -56,7 +56,7 @@ class StepSampler(Sampler[list[Draw]]):
 
 
 def _chw(image: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
 
 
 def to_unit(images: Tensor) -> Tensor:

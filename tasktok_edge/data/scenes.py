@@ -68,7 +68,7 @@ def make_scene(split: Split, index: int) -> Scene:
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     tilt, turn = rng.uniform(0.3, 1.1), rng.uniform(0, 2 * np.pi)
     light = (float(np.sin(tilt) * np.cos(turn)), float(np.sin(tilt) * np.sin(turn)), float(np.cos(tilt)))
-    extras = [_draw_object(rng, radius=rng.uniform(0.07, 0.13), spread=0.42) for _ in range(int(rng.integers(1, 5)))]
+    extras = [_draw_object(rng, radius=rng.uniform(0.09, 0.15), spread=0.4) for _ in range(int(rng.integers(1, 4)))]
     extras.sort(key=lambda o: -o.depth)
     main = _draw_object(rng, radius=rng.uniform(0.2, 0.3), spread=0.2, depth=rng.uniform(1.2, 2.0))
     return Scene(seed, (*extras, main), light, make_background(rng))

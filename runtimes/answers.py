@@ -1,0 +1,121 @@
+"""From what a function gives to what a person asked: label, mask or boxes, in pixels of the frame that was given.
+
+Outputs by task kind, float32, S the function's size:
+    restore_<task>          (1, S, S, 3)  nominally in [0, 1], not clamped
+    predict_<task>   cls    (1, C)        logits
+                     seg    (1, S, S, C)  logits
+    predict_<task>_boxes    (1, N, 4)     x1, y1, x2, y2 in pixels of S
+    predict_<task>_scores   (1, N, C)     in [0, 1]
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasktok_edge.frames import Window, blend, resize
+
+SCORE_FLOOR = 0.05  # torchvision's detectors use the same three, so that scores compare
+NMS_IOU = 0.5
+MAX_BOXES = 100
+MAX_CANDIDATES = 1000  # before suppression, the best first: its cost grows with the square
+
+
+@dataclass(frozen=True, eq=False)
+class Classification:
+    index: int
+    label: str
+    scores: NDArray[np.float32]  # (C,) probabilities
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    mask: NDArray[np.uint8]  # (H, W) indices into labels
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    boxes: NDArray[np.float32]  # (n, 4) x1, y1, x2, y2 in pixels of the frame, best first
+    labels: list[int]  # indices into names
+    scores: NDArray[np.float32]  # (n,)
+    names: tuple[str, ...]
+
+
+Answer = Classification | Segmentation | Detections
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float32]:
+    """Softmax over the last axis."""
+    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(e / e.sum(axis=-1, keepdims=True), np.float32)
+
+
+def classification(logits: Sequence[NDArray[Any]], labels: tuple[str, ...]) -> Classification:
+    """Average the probabilities of all windows, (1, C) logits each."""
+    scores = softmax(logits[0][0]) if len(logits) == 1 else softmax(np.concatenate(logits)).mean(axis=0)
+    index = int(scores.argmax())
+    return Classification(index, labels[index], scores)
+
+
+def _argmax(scores: NDArray[Any]) -> NDArray[np.uint8]:
+    """Find the best channel of (H, W, C), the first of equals; 10 times faster than argmax over a short last axis."""
+    best = scores[..., 0].copy()
+    index = np.zeros(best.shape, np.uint8)
+    for channel in range(1, scores.shape[2]):
+        plane = scores[..., channel]
+        index[plane > best] = channel
+        np.maximum(best, plane, out=best)
+    return index
+
+
+def segmentation(
+    logits: Sequence[NDArray[Any]], places: Sequence[Window], height: int, width: int, labels: tuple[str, ...]
+) -> Segmentation:
+    """Blend the windows' probabilities, (1, S, S, C) logits each, and take the best label of every pixel."""
+    if len(logits) == 1 and logits[0].shape[1:3] == (height, width):
+        return Segmentation(_argmax(logits[0][0]), labels)  # softmax would change no order
+    tiles = [resize(softmax(x[0]), w.side, w.side) for x, w in zip(logits, places, strict=True)]
+    return Segmentation(_argmax(blend(tiles, places, height, width)), labels)
+
+
+def suppress(boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.intp]:
+    """Suppress boxes that overlap a better one of their label by more than NMS_IOU; give indices, best first."""
+    order = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
+    kept: list[int] = []
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    while order.size and len(kept) < MAX_BOXES:
+        best, rest = order[0], order[1:]
+        kept.append(int(best))
+        low = np.maximum(boxes[best, :2], boxes[rest, :2])
+        high = np.minimum(boxes[best, 2:], boxes[rest, 2:])
+        common = np.clip(high - low, 0, None).prod(axis=1)
+        iou = common / np.maximum(area[best] + area[rest] - common, 1e-9)
+        order = rest[(iou <= NMS_IOU) | (labels[rest] != labels[best])]
+    return np.asarray(kept, np.intp)
+
+
+def detections(
+    found: Sequence[tuple[NDArray[Any], NDArray[Any]]],
+    places: Sequence[Window],
+    size: int,
+    height: int,
+    width: int,
+    names: tuple[str, ...],
+) -> Detections:
+    """Merge the windows' boxes (1, N, 4) and scores (1, N, C) in the frame's pixels, and suppress doubles."""
+    all_boxes, all_scores, all_labels = [], [], []
+    for (boxes, scores), w in zip(found, places, strict=True):
+        anchor, label = np.nonzero(scores[0] > SCORE_FLOOR)
+        moved = boxes[0][anchor] * (w.side / size) + np.array([w.left, w.top, w.left, w.top], np.float32)
+        all_boxes.append(np.clip(moved, 0, np.array([width, height, width, height], np.float32)))
+        all_scores.append(scores[0][anchor, label])
+        all_labels.append(label)
+    box = np.concatenate(all_boxes).astype(np.float32, copy=False)
+    score, index = np.concatenate(all_scores), np.concatenate(all_labels)
+    solid = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])  # clipping may leave a line
+    box, score, index = box[solid], score[solid], index[solid]
+    kept = suppress(box, score, index)
+    return Detections(box[kept], index[kept].tolist(), score[kept].astype(np.float32, copy=False), names)

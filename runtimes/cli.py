@@ -1,0 +1,88 @@
+"""`tasktok-edge devices`: what could run a bundle here, and what would."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tasktok_edge.errors import TaskTokEdgeError
+from tasktok_edge.runtimes import devices, load
+from tasktok_edge.runtimes.engine import Device
+from tasktok_edge.runtimes.selection import Report, Trial
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _group() -> None:
+    """Run bundles: see which engines and devices this machine has."""
+
+
+@app.command("devices")
+def devices_command(
+    bundle: Annotated[Path | None, typer.Argument(help="a bundle to try on each device that can take it")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """List every engine and device, usable or not and why; with BUNDLE, prove and time it on those that take it."""
+    if bundle is None:
+        found = devices()
+        _show([asdict(d) for d in found], _device_table(found), as_json=as_json)
+        return
+    with load(bundle, device) as session:
+        report = session.report
+    _show(report_json(report), _report_table(report), as_json=as_json)
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """Turn a report into what JSON takes."""
+    trials = [asdict(t) for t in report.trials]
+    return {**vars(report), "parity": report.parity.model_dump(), "notes": list(report.notes), "trials": trials}
+
+
+def _show(data: Any, table: Table, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(data, indent=2))
+    else:
+        Console().print(table)
+
+
+def _device_table(found: list[Device]) -> Table:
+    table = Table("engine", "device", "native name", "usable", "what it is, or why not")
+    for d in found:
+        table.add_row(
+            d.engine, d.kind, d.native, "yes" if d.usable else "no", (d.full_name if d.usable else d.reason) or ""
+        )
+    return table
+
+
+def _report_table(report: Report) -> Table:
+    table = Table("device", "verdict", "worst golden", "latency", "compile", "computes in", "where, or why not")
+    table.title = f"{report.bundle} on {report.engine} {report.engine_version}"
+    table.caption = " ".join(report.notes) or None
+    for t in report.trials:
+        table.add_row(f"{t.device.kind} ({t.device.native})", t.verdict, *_figures(t), t.reason or t.effective_device)
+    return table
+
+
+def _figures(trial: Trial) -> tuple[str, str, str, str]:
+    worst = f"{min(trial.psnr_db.values()):.1f} dB" if trial.psnr_db else "-"
+    latency = "-" if trial.latency_ms is None else f"{trial.latency_ms:.2f} ms"
+    compiled = "-" if trial.compile_s is None else f"{trial.compile_s:.2f} s"
+    return worst, latency, compiled, trial.effective_precision or "-"
+
+
+def main() -> None:
+    """Run the command; an error of ours is one line on stderr and its exit code."""
+    try:
+        app()
+    except TaskTokEdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

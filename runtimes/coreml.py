@@ -1,0 +1,110 @@
+"""Core ML: `model.mlpackage`, one Core ML function per function, on a Mac's CPU, GPU and Neural Engine.
+
+Not verified on hardware: written from coremltools 9.0's source and tested against a stand-in for it. The package takes
+an RGB image named `frame`, so Pillow is needed too.
+"""
+
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasktok_edge.bundle import Bundle
+from tasktok_edge.errors import DeviceError
+from tasktok_edge.runtimes.engine import Device, DeviceKind, first_line, missing
+
+TARGET: Literal["coreml"] = "coreml"
+EXTRA = "coreml"
+MACOS = 14  # the oldest that runs iOS 17 programs
+# Core ML takes a set of units, not one: GPU and Neural Engine always come with the CPU for what they cannot do.
+UNITS: dict[DeviceKind, tuple[str, str]] = {
+    "npu": ("CPU_AND_NE", "MLNeuralEngineComputeDevice"),
+    "gpu": ("CPU_AND_GPU", "MLGPUComputeDevice"),
+    "cpu": ("CPU_ONLY", "MLCPUComputeDevice"),
+}
+
+
+def _coremltools() -> Any:
+    try:
+        import coremltools
+    except ImportError as error:
+        raise missing("coremltools", EXTRA, error) from None
+    return coremltools
+
+
+def version() -> str:
+    return str(_coremltools().__version__)
+
+
+def _why_not() -> str | None:
+    if sys.platform != "darwin":
+        return f"Core ML runs on macOS {MACOS} or newer; this is {platform.system()}"
+    release = platform.mac_ver()[0]
+    if int(release.split(".")[0] or 0) < MACOS:
+        return f"Core ML runs this on macOS {MACOS} or newer; this is macOS {release}"
+    return None
+
+
+def devices() -> list[Device]:
+    reason = _why_not()
+    if reason is not None:
+        return [Device(TARGET, kind, unit, "-", usable=False, reason=reason) for kind, (unit, _) in UNITS.items()]
+    compute = _coremltools().models.compute_device
+    here = {type(d).__name__ for d in compute.MLComputeDevice.get_all_compute_devices()}
+    return [
+        Device(TARGET, kind, unit, name, name in here, None if name in here else "Core ML lists no such device")
+        for kind, (unit, name) in UNITS.items()
+    ]
+
+
+def open(bundle: Bundle, device: Device, *, threads: int | None, tasks: Sequence[str]) -> "CoreMlRunning":  # noqa: A001
+    if not device.usable:
+        raise DeviceError(device.reason)
+    return CoreMlRunning(bundle, device, tasks=tasks)  # Core ML has no setting for threads
+
+
+class CoreMlRunning:
+    """One MLModel per function, loaded when it is first asked for."""
+
+    def __init__(self, bundle: Bundle, device: Device, *, tasks: Sequence[str]) -> None:
+        self._tools = _coremltools()
+        try:
+            from PIL import Image
+        except ImportError as error:
+            raise missing("Pillow", EXTRA, error) from None
+        self._image, self._units, self._path = Image.fromarray, device.native, bundle.path
+        self._functions = {f.name: f for f in bundle.manifest.functions if f.task in tasks}
+        self._models: dict[str, Any] = {}
+        self.effective_precision = bundle.manifest.precision  # fixed in the program
+        self.effective_device = f"{device.native} (Core ML places each operation)"
+
+    def _load(self, function: str) -> Any:
+        spec = self._functions[function]
+        try:
+            self._models[function] = model = self._tools.models.MLModel(
+                str(self._path / spec.file),
+                compute_units=getattr(self._tools.ComputeUnit, self._units),
+                function_name=spec.entry,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise DeviceError(f"Core ML cannot load {function}: {first_line(error)}") from None
+        return model
+
+    def run(self, functions: tuple[str, ...], batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        image = self._image(batch[0])
+        found: dict[str, NDArray[Any]] = {}
+        for function in functions:
+            model = self._models.get(function) or self._load(function)
+            try:
+                outputs = model.predict({"frame": image})
+            except (RuntimeError, ValueError) as error:
+                raise DeviceError(f"Core ML failed in {function}: {first_line(error)}") from None
+            for spec in self._functions[function].outputs:
+                found[spec.name] = np.asarray(outputs[spec.name], np.float32)
+        return found
+
+    def close(self) -> None:
+        self._models.clear()

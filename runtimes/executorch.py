@@ -1,0 +1,98 @@
+"""ExecuTorch: `model.pte`, one method per function, on the CPU through XNNPACK.
+
+Its Python binding imports torch, so this is the one engine that needs it; a phone runs the same file without Python.
+What runs where was decided at the export: a .pte names its delegates, and others cannot be chosen here. Its OpenVINO
+delegate is never offered: it ends the process with a segmentation fault.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasktok_edge.bundle import Bundle
+from tasktok_edge.errors import DeviceError
+from tasktok_edge.runtimes.engine import Device, first_line, missing
+
+TARGET: Literal["executorch"] = "executorch"
+EXTRA = "executorch"
+DELEGATE = "XnnpackBackend"
+
+
+def _runtime() -> Any:
+    try:
+        import executorch.runtime as runtime
+    except ImportError as error:
+        raise missing("executorch", EXTRA, error) from None
+    return runtime
+
+
+def version() -> str:
+    from importlib.metadata import version as installed
+
+    _runtime()
+    return installed("executorch")
+
+
+def devices() -> list[Device]:
+    usable = _runtime().Runtime.get().backend_registry.is_available(DELEGATE)
+    reason = None if usable else f"this build of ExecuTorch has no {DELEGATE}"
+    return [Device(TARGET, "cpu", DELEGATE, "XNNPACK", usable=usable, reason=reason)]
+
+
+def open(bundle: Bundle, device: Device, *, threads: int | None, tasks: Sequence[str]) -> "ExecuTorchRunning":  # noqa: A001
+    return ExecuTorchRunning(bundle, device, threads=threads, tasks=tasks)
+
+
+class ExecuTorchRunning:
+    """Methods are loaded when they are first asked for. `threads` holds for the whole process, there is one pool."""
+
+    def __init__(self, bundle: Bundle, device: Device, *, threads: int | None, tasks: Sequence[str]) -> None:
+        runtime = _runtime()
+        import torch
+
+        if threads is not None:
+            from executorch.extension.pybindings import portable_lib
+
+            portable_lib._unsafe_reset_threadpool(threads)
+        self._from_numpy = torch.from_numpy
+        self._functions = {f.name: f for f in bundle.manifest.functions if f.task in tasks}
+        (file,) = {f.file for f in self._functions.values()}
+        try:
+            self._program = runtime.Runtime.get().load_program(
+                bundle.path / file, verification=runtime.Verification.Minimal
+            )
+        except RuntimeError as error:
+            raise DeviceError(f"ExecuTorch cannot read {file}: {first_line(error)}") from None
+        self._methods: dict[str, tuple[Any, list[str]]] = {}
+        # Both were fixed when the file was made; the runtime has nothing to ask.
+        self.effective_precision = bundle.manifest.precision
+        self.effective_device = f"{device.native} and portable kernels"
+
+    def _load(self, function: str) -> tuple[Any, list[str]]:
+        spec = self._functions[function]
+        try:
+            method = self._program.load_method(spec.entry)
+        except (RuntimeError, KeyError) as error:
+            raise DeviceError(f"ExecuTorch cannot load method {spec.entry!r}: {first_line(error)}") from None
+        self._methods[function] = made = (method, [o.name for o in spec.outputs])
+        return made
+
+    def run(self, functions: tuple[str, ...], batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        # torch warns of arrays that may not be written, such as a decoded video's. Nothing writes, but a copy is cheap.
+        frame = (self._from_numpy(batch if batch.flags.writeable else batch.copy()),)
+        found: dict[str, NDArray[Any]] = {}
+        for function in functions:
+            method, names = self._methods.get(function) or self._load(function)
+            try:
+                outputs = method.execute(frame)
+            except RuntimeError as error:
+                raise DeviceError(f"ExecuTorch failed in {function}: {first_line(error)}") from None
+            for name, output in zip(names, outputs, strict=True):
+                found[name] = output.numpy()
+        return found
+
+    def close(self) -> None:
+        self._methods.clear()
+        self._program = None

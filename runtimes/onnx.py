@@ -1,0 +1,116 @@
+"""ONNX Runtime: `model.onnx`, one graph with all functions as named outputs, on every provider that is installed."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasktok_edge.bundle import Bundle
+from tasktok_edge.errors import DeviceError
+from tasktok_edge.runtimes.engine import Device, DeviceKind, first_line, missing
+from tasktok_edge.runtimes.onnx_parts import keep_outputs
+
+TARGET: Literal["onnx"] = "onnx"
+EXTRA = "onnx"
+CPU = "CPUExecutionProvider"
+# A provider that is not here is taken for a GPU's. Azure's sends frames to a server, so it is never used.
+KINDS: dict[str, DeviceKind] = {
+    CPU: "cpu",
+    "XnnpackExecutionProvider": "cpu",
+    "DnnlExecutionProvider": "cpu",
+    "ACLExecutionProvider": "cpu",
+    "OpenVINOExecutionProvider": "cpu",
+    "CoreMLExecutionProvider": "npu",
+    "QNNExecutionProvider": "npu",
+    "NnapiExecutionProvider": "npu",
+    "VitisAIExecutionProvider": "npu",
+}
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing("onnxruntime", EXTRA, error) from None
+    onnxruntime.disable_telemetry_events()  # only Windows builds have any
+    return onnxruntime
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """List ONNX Runtime's exceptions: they have no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception)]
+    return (*own, RuntimeError, ValueError)
+
+
+def version() -> str:
+    return str(_onnxruntime().__version__)
+
+
+def devices() -> list[Device]:
+    names = [n for n in _onnxruntime().get_available_providers() if n != "AzureExecutionProvider"]
+    return [
+        Device(TARGET, KINDS.get(n, "gpu"), n, f"ONNX Runtime's {n.removesuffix('ExecutionProvider')}") for n in names
+    ]
+
+
+def open(bundle: Bundle, device: Device, *, threads: int | None, tasks: Sequence[str]) -> "OnnxRunning":  # noqa: A001
+    return OnnxRunning(bundle, device, threads=threads, tasks=tasks)
+
+
+class OnnxRunning:
+    """One session for every set of functions that is asked for, on a model cut down to them (onnx_parts says why)."""
+
+    def __init__(self, bundle: Bundle, device: Device, *, threads: int | None, tasks: Sequence[str]) -> None:
+        self._ort, self._errors, self._device, self._threads = _onnxruntime(), _errors(), device.native, threads
+        self._precision = bundle.manifest.precision
+        self._functions = {f.name: f for f in bundle.manifest.functions if f.task in tasks}
+        (file,) = {f.file for f in self._functions.values()}
+        self._file = bundle.path / file
+        self._sessions: dict[tuple[str, ...], tuple[Any, list[str]]] = {}
+        self.effective_precision, self.effective_device = "not compiled", "not compiled"
+
+    def _compile(self, functions: tuple[str, ...]) -> tuple[Any, list[str]]:
+        names = [o.name for f in functions for o in self._functions[f].outputs]
+        options = self._ort.SessionOptions()
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3  # what is a warning there is checked and said here
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._file.parent))
+        try:
+            session = self._ort.InferenceSession(
+                keep_outputs(self._file.read_bytes(), names),
+                options,
+                providers=[self._device],
+                # Fused to Gemm, a quantised MatMul + Add is dequantised anew in every run: 4 times slower than fp32.
+                disabled_optimizers=["MatMulAddFusion"] if self._precision == "int8" else None,
+                enable_fallback=0,  # raise, where it would start again on the CPU without a word
+            )
+        except self._errors as error:
+            raise DeviceError(f"ONNX Runtime cannot open {', '.join(functions)}: {first_line(error)}") from None
+        # get_providers() repeats the wish; only the assignment of the nodes tells what happened.
+        nodes = Counter({CPU: 0})
+        for part in session.get_provider_graph_assignment_info():
+            nodes[part.ep_name] += len(part.get_nodes())
+        if not nodes[self._device]:
+            raise DeviceError(f"ONNX Runtime put all nodes on the CPU, none on {self._device}")
+        self.effective_device = ", ".join(f"{n} ({count} nodes)" for n, count in nodes.most_common() if count)
+        # The CPU provider has next to no fp16 kernels: it casts and computes in fp32.
+        fp32 = self._device == CPU and self._precision == "fp16"
+        self.effective_precision = "fp32" if fp32 else self._precision
+        self._sessions[functions] = made = (session, names)
+        return made
+
+    def run(self, functions: tuple[str, ...], batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        session, names = self._sessions.get(functions) or self._compile(functions)
+        try:
+            return dict(zip(names, session.run(names, {"frame": batch}), strict=True))
+        except self._errors as error:
+            raise DeviceError(f"ONNX Runtime failed on {self._device}: {first_line(error)}") from None
+
+    def close(self) -> None:
+        self._sessions.clear()

@@ -1,0 +1,1 @@
+"""`tasktok-edge train`: makes the shipped model again from nothing."""
