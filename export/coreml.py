@@ -1,6 +1,6 @@
 """Core ML: one .mlpackage of type ML program, a function a function, weights shared; the input is an image.
 
-The package is built on any system; only macOS runs it. What is checked here is its structure (`check`).
+The package is built on any system; only macOS runs it. What is checked here is its structure.
 """
 
 import tempfile
@@ -10,6 +10,7 @@ from pathlib import Path
 import coremltools as ct
 import torch
 
+from tasktok_edge.errors import VerdictError
 from tasktok_edge.export.graph import Deployed, Function, output_names
 from tasktok_edge.model.tasktok import TaskTok
 
@@ -42,9 +43,12 @@ def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precis
             joined.add_function(path, src_function_name="main", target_function_name=function.entry)
         joined.default_function_name = functions[0].entry
         ct.utils.save_multifunction(joined, str(folder / FILE))
+    faults = _structure_faults(folder, functions, kinds={t: c.kind for t, c in model.config.tasks.items()}, size=size)
+    if faults:
+        raise VerdictError(f"the saved package is not what was asked for: {'; '.join(faults)}")
 
 
-def check(folder: Path, functions: Sequence[Function], *, kinds: dict[str, str], size: int) -> list[str]:
+def _structure_faults(folder: Path, functions: Sequence[Function], *, kinds: dict[str, str], size: int) -> list[str]:
     """Read the saved package back and list what is not as it should be: functions, inputs, outputs."""
     spec = ct.models.MLModel(str(folder / FILE), skip_model_load=True).get_spec()
     found = {f.name: f for f in spec.description.functions}

@@ -26,7 +26,9 @@ class SceneDataset(Dataset[dict[str, Tensor]]):
         flip = slice(None, None, -1) if mirrored else slice(None)
         boxes = a["boxes"][i].astype(np.float32)
         if mirrored:
-            boxes = np.stack([a["clean"].shape[2] - boxes[:, 2], boxes[:, 1], a["clean"].shape[2] - boxes[:, 0], boxes[:, 3]], 1)
+            boxes = np.stack(
+                [a["clean"].shape[2] - boxes[:, 2], boxes[:, 1], a["clean"].shape[2] - boxes[:, 0], boxes[:, 3]], 1
+            )
         return {
             "clean": _chw(a["clean"][i][:, flip]),
             "degraded": _chw(a["degraded"][i, version][:, flip]),

@@ -19,6 +19,7 @@ CLASS_LABELS = KINDS
 SEG_LABELS = ("background", *KINDS)
 TEXTURES = ("plain", "stripes", "checker", "speckle")
 MIN_VISIBLE_SHARE, MIN_VISIBLE_AREA = 0.35, 0.0015  # of the object, of the frame: less than that has no box
+SWAY_RATE = 1.5  # radians a second
 _SHIFT = 4  # fractional bits of polygon corners, so that edges fall between pixels
 
 
@@ -144,8 +145,9 @@ def _draw(
 ) -> int:
     """Draw one object and its shadow in place; returns its area in pixels if nothing stood before it."""
     size = len(image)
-    cx = (spec.centre[0] + spec.velocity[0] * time) * size
-    cy = (spec.centre[1] + spec.velocity[1] * time) * size
+    sway = np.sin(SWAY_RATE * time) / SWAY_RATE  # starts at the velocity and comes back: clips never empty out
+    cx = (spec.centre[0] + spec.velocity[0] * sway) * size
+    cy = (spec.centre[1] + spec.velocity[1] * sway) * size
     radius, angle = spec.radius * size, spec.angle + spec.spin * time
     margin = int(radius * 1.35) + 3  # room for the shadow
     left, top = int(np.floor(cx)) - margin, int(np.floor(cy)) - margin
@@ -209,7 +211,9 @@ def _surface(
     elif spec.texture == "checker":
         mix = (np.sin(u * spec.frequency) * np.sin(v * spec.frequency) > 0).astype(np.float32)
     elif spec.texture == "speckle":
-        mix = (np.sin(u * 17.3 + 4 * np.sin(v * 11.1)) * np.sin(v * 19.7 + 3 * np.sin(u * 7.7)) > 0.35).astype(np.float32)
+        mix = (np.sin(u * 17.3 + 4 * np.sin(v * 11.1)) * np.sin(v * 19.7 + 3 * np.sin(u * 7.7)) > 0.35).astype(
+            np.float32
+        )
     else:
         mix = np.zeros_like(u)
     first, second = np.array(spec.colour, np.float32), np.array(spec.second, np.float32)

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 KINDS = ("ball", "box", "triangle", "star", "ring", "cross", "crescent", "capsule")
 
 
-def _arc(start: float, stop: float, n: int, *, radius: float = 1.0, centre: tuple[float, float] = (0, 0)) -> NDArray[np.float64]:
+def _arc(
+    start: float, stop: float, n: int, *, radius: float = 1.0, centre: tuple[float, float] = (0, 0)
+) -> NDArray[np.float64]:
     t = np.linspace(start, stop, n)
     return np.stack([np.cos(t), np.sin(t)], 1) * radius + centre
 

@@ -74,7 +74,9 @@ def load_oracles(name: str | Path | None = None) -> nn.ModuleDict:
     return nets.eval().requires_grad_(False)
 
 
-def save_checkpoint(folder: Path, model: TaskTok, *, oracles: nn.Module | None = None, facts: Mapping[str, object]) -> None:
+def save_checkpoint(
+    folder: Path, model: TaskTok, *, oracles: nn.Module | None = None, facts: Mapping[str, object]
+) -> None:
     """Write a checkpoint; matrices are kept in fp16 (half the download), vectors and statistics in fp32.
 
     `facts` (recipe, steps, accuracies) goes into provenance.json, for people.
@@ -107,7 +109,11 @@ def _fill(module: nn.Module, path: Path) -> None:
         for n, v in wanted.items()
         if n in state and state[n].shape != v.shape
     ]
-    faults += [f"'{n}' holds NaN or infinity" for n, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    faults += [
+        f"'{n}' holds NaN or infinity"
+        for n, v in state.items()
+        if v.is_floating_point() and not torch.isfinite(v).all()
+    ]
     if faults:
         more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
         raise CheckpointError(f"'{path}' does not fit its config.json: {'; '.join(faults[:4])}{more}")

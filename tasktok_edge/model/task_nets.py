@@ -25,8 +25,10 @@ class BasicBlock(nn.Module):
         self.conv_2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
         self.bn_2 = nn.BatchNorm2d(n_out)
         same = stride == 1 and n_in == n_out
-        self.shortcut = nn.Identity() if same else nn.Sequential(
-            nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out)
+        self.shortcut = (
+            nn.Identity()
+            if same
+            else nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -112,9 +112,7 @@ def _save(
     partial.replace(path)  # a killed run leaves the last whole file
 
 
-def _resume(
-    path: Path, modules: Mapping[str, nn.Module], groups: Mapping[str, Group], device: torch.device
-) -> int:
+def _resume(path: Path, modules: Mapping[str, nn.Module], groups: Mapping[str, Group], device: torch.device) -> int:
     if not path.is_file():
         return 0
     state = torch.load(path, map_location=device, weights_only=True)

@@ -66,7 +66,9 @@ def train_task_nets(run: Run) -> Iterator[Progress]:
         net = run.oracle(task)
         groups = {"net": Group(list(net.parameters()), stage.learning_rate, stage.steps, stage.weight_decay)}
 
-        def step(i: int, batch: Batch, net: TaskNet = net, kind: str = config.kind, group: Group = groups["net"]) -> dict[str, Tensor]:
+        def step(
+            i: int, batch: Batch, net: TaskNet = net, kind: str = config.kind, group: Group = groups["net"]
+        ) -> dict[str, Tensor]:
             net.train()
             with run.accelerator.autocast():
                 loss = task_loss(net, kind, net.features(_jitter(to_unit(batch["clean"]))), batch)
@@ -121,7 +123,9 @@ def train_tokenizer(run: Run) -> Iterator[Progress]:
         group.update(run.accelerator)
         return {"pixels": pixels.detach(), "features": features.detach()}
 
-    yield from _stage(run, "tokenizer", {"tokenizer": model.tokenizer}, {"tokenizer": group}, stage.steps, stage.batch, step)
+    yield from _stage(
+        run, "tokenizer", {"tokenizer": model.tokenizer}, {"tokenizer": group}, stage.steps, stage.batch, step
+    )
     model.tokenizer.encoder.requires_grad_(False)
 
 
@@ -152,7 +156,9 @@ def train_joint(run: Run) -> Iterator[Progress]:
     weights = np.array([stage.task_draw[task] for task in tasks])
     share = dict(zip(tasks, weights / weights.sum(), strict=True))
     groups = {
-        "decoder": Group(list(model.tokenizer.decoder.parameters()), stage.decoder_rate, stage.steps, stage.weight_decay),
+        "decoder": Group(
+            list(model.tokenizer.decoder.parameters()), stage.decoder_rate, stage.steps, stage.weight_decay
+        ),
         "refiner": Group(list(model.refiner.parameters()), stage.refiner_rate, stage.steps, stage.weight_decay),
     }
     for task in tasks:
@@ -192,7 +198,9 @@ def train_joint(run: Run) -> Iterator[Progress]:
 
         student.train().requires_grad_(True)
         half = len(clean) // 2
-        both = {key: torch.cat([value, value[:half]]) for key, value in batch.items() if key not in ("clean", "degraded")}
+        both = {
+            key: torch.cat([value, value[:half]]) for key, value in batch.items() if key not in ("clean", "degraded")
+        }
         with run.accelerator.autocast():
             features = student.features(torch.cat([restored.detach().float(), clean[:half]]))
             answer = task_loss(student, kind, features, both)
@@ -200,7 +208,12 @@ def train_joint(run: Run) -> Iterator[Progress]:
             own = answer + 0.5 * drift
         run.accelerator.backward(own)
         groups[f"net-{task}"].update(run.accelerator)
-        return {f"high-{task}": high.detach(), "tokens": tokens.detach(), "pixels": pixels.detach(), task: answer.detach()}
+        return {
+            f"high-{task}": high.detach(),
+            "tokens": tokens.detach(),
+            "pixels": pixels.detach(),
+            task: answer.detach(),
+        }
 
     yield from _stage(run, "joint", {"model": model}, groups, stage.steps, stage.batch, step)
     model.eval()
@@ -215,8 +228,16 @@ def _stage(
     # Another stage, another draw of frames: the seed is shifted by the stage's name, not by Python's salted hash.
     seed = run.recipe.seed + sum(name.encode())
     yield from run_stage(
-        name, run.folder, accelerator=run.accelerator, arrays=run.arrays, modules=modules, groups=groups,
-        steps=steps, batch=batch, seed=seed, step=step,  # type: ignore[arg-type]
+        name,
+        run.folder,
+        accelerator=run.accelerator,
+        arrays=run.arrays,
+        modules=modules,
+        groups=groups,
+        steps=steps,
+        batch=batch,
+        seed=seed,
+        step=step,  # type: ignore[arg-type]
     )
 
 

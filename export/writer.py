@@ -1,0 +1,119 @@
+"""Write one bundle: the engine's files, golden frames with the model's answers, manifest, licence, how to load it."""
+
+import datetime
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasktok_edge import __version__
+from tasktok_edge.bundle import (
+    FunctionSpec,
+    Manifest,
+    Parity,
+    Precision,
+    Preprocessing,
+    Provenance,
+    TaskSpec,
+    TensorSpec,
+    write_golden,
+    write_manifest,
+)
+from tasktok_edge.export import Target, exporter, package_versions
+from tasktok_edge.export.graph import Function, functions_of, output_names
+from tasktok_edge.model.checkpoint import Checkpoint
+from tasktok_edge.model.tasktok import TaskTok
+
+GOLDEN_FRAMES = 2
+# PSNR against PyTorch, of restored frames (peak 1) and raw answers (peak: their largest magnitude). fp32 differs by the order
+# of sums alone, about 1e-6; fp16 keeps 11 bits of each weight, and where the engine computes so, of each activation.
+FLOOR_DB: dict[str, float] = {"fp32": 100.0, "fp16": 60.0}
+
+
+def write_bundle(
+    folder: Path,
+    checkpoint: Checkpoint,
+    target: Target,
+    *,
+    tasks: Sequence[str],
+    precision: Precision,
+    frames: NDArray[np.uint8],
+    answers: dict[str, NDArray[np.float32]],
+) -> Manifest:
+    """Build `target` into `folder`, unverified. `frames` (n, S, S, 3) uint8 with `answers` by output name become golden."""
+    versions = package_versions(target)
+    model, functions = checkpoint.model, functions_of(tasks)
+    module = exporter(target)
+    module.build(model, functions, folder, precision=precision)
+    write_golden(folder, frames, answers)
+    (folder / "LICENSE").write_text(licence())
+    name = f"{model.config.preset}-{target}-{precision}"
+    (folder / "README.md").write_text(_readme(name, model, functions))
+    return write_manifest(
+        folder,
+        name=name,
+        target=target,
+        precision=precision,
+        level=model.config.level,
+        input=Preprocessing(size=model.config.image_size),
+        tasks={task: _task_spec(model, task) for task in tasks},
+        functions=[_function_spec(model, f, module.FILE, answers) for f in functions],
+        parity=Parity(status="not_run", floor_db=FLOOR_DB[precision], reason="not measured yet"),
+        provenance=Provenance(
+            created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            package_version=__version__,
+            preset=model.config.preset,
+            checkpoint_sha256=checkpoint.sha256,
+            versions=versions,
+        ),
+    )
+
+
+def licence() -> str:
+    """The licence that goes with every bundle of the shipped model."""
+    return (files("tasktok_edge") / "assets" / "LICENSE").read_text()
+
+
+def _task_spec(model: TaskTok, task: str) -> TaskSpec:
+    config = model.config.tasks[task]
+    return TaskSpec(
+        kind=config.kind,
+        labels=config.labels,
+        selected_tokens=tuple(model.switch.selected(task)),
+        n_tokens=model.config.tokenizer.tokens,
+    )
+
+
+def _function_spec(
+    model: TaskTok, function: Function, file: str, answers: dict[str, NDArray[np.float32]]
+) -> FunctionSpec:
+    names = output_names(function, model.config.tasks[function.task].kind)
+    return FunctionSpec(
+        name=function.name,
+        kind=function.kind,
+        task=function.task,
+        file=file,
+        entry=function.entry,
+        outputs=tuple(TensorSpec(name=n, shape=(1, *answers[n].shape[1:]), dtype="float32") for n in names),
+    )
+
+
+def _readme(name: str, model: TaskTok, functions: Sequence[Function]) -> str:
+    size, task = model.config.image_size, functions[0].task
+    listed = "\n".join(f"- `{f.name}`" for f in functions)
+    return f"""# {name}
+
+A TaskTok bundle: {len(functions)} functions that take one {size}x{size} RGB frame, uint8.
+
+{listed}
+
+    from tasktok_edge.runtimes import load
+    session = load("{name}")
+    restored = session.restore(frame, task="{task}")    # frame: (height, width, 3) uint8 RGB, any size
+    answer = session.predict(frame, task="{task}")
+
+manifest.json lists every file with its SHA-256, the functions, their outputs, and how far the artifact was found to equal the
+PyTorch model. golden.npz holds frames and the model's outputs for them, so that any device can be checked.
+"""

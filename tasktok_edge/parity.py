@@ -1,0 +1,115 @@
+"""Does the artifact answer as the PyTorch model does? Measured through the shim, recorded in the bundle."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tasktok_edge.bundle import Parity, replace_parity
+from tasktok_edge.data.heldout import held_out
+from tasktok_edge.errors import DeviceError, PackageError
+from tasktok_edge.export import Target
+from tasktok_edge.export.graph import functions_of
+from tasktok_edge.export.writer import GOLDEN_FRAMES, write_bundle
+from tasktok_edge.frames import crop_resize, windows
+from tasktok_edge.manifest import MANIFEST, Manifest, parse_manifest
+from tasktok_edge.metrics import same_answer
+from tasktok_edge.model.checkpoint import Checkpoint
+from tasktok_edge.reference import Reference, golden_answers
+from tasktok_edge.runtimes import load
+from tasktok_edge.runtimes.selection import peak_of, psnr_db
+from tasktok_edge.staging import stage
+
+PARITY_FRAMES = 16
+MIN_AGREEMENT = 0.995  # share of frames with the same answer
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle that was written, with its verdict inside."""
+
+    path: Path
+    manifest: Manifest
+    bytes: int
+
+
+def export_verified(
+    checkpoint: Checkpoint,
+    target: Target,
+    out: Path,
+    *,
+    tasks: tuple[str, ...],
+    precision: str,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Build a bundle, run it through the shim where it can run here, and record what was found; nothing half-written stays."""
+    with stage(out, overwrite=overwrite) as folder:
+        say("golden frames")
+        size = checkpoint.model.config.image_size
+        frames = [crop_resize(h.degraded, windows(*h.degraded.shape[:2])[0], size) for h in held_out(GOLDEN_FRAMES)]
+        golden = np.stack(frames)
+        answers = golden_answers(checkpoint.model, functions_of(tasks), golden)
+        say("converting")
+        write_bundle(
+            folder,
+            checkpoint,
+            target,
+            tasks=tasks,
+            precision=precision,
+            frames=golden,
+            answers=answers,  # type: ignore[arg-type]
+        )
+        say(f"parity on {PARITY_FRAMES} held-out frames")
+        manifest = replace_parity(folder, measure_parity(folder, checkpoint, tasks=tasks))
+    total = sum(entry.bytes for entry in manifest.files.values())
+    return Exported(out, manifest, total)
+
+
+def measure_parity(
+    folder: Path, checkpoint: Checkpoint, *, tasks: tuple[str, ...], n_frames: int = PARITY_FRAMES
+) -> Parity:
+    """Compare every function with the full model in PyTorch on held-out degraded frames."""
+    reference = Reference(checkpoint.model)
+    try:
+        session = load(folder, proof="measured")
+    except (DeviceError, PackageError) as reason:
+        floor_db = _floor(folder)
+        return Parity(status="not_run", floor_db=floor_db, reason=str(reason))
+    with session:
+        specs = session.bundle.manifest.functions
+        names = tuple(f.name for f in specs)
+        worst = dict.fromkeys(names, np.inf)
+        agreed = dict.fromkeys(tasks, 0)
+        for held in held_out(n_frames):
+            frame = crop_resize(held.degraded, windows(*held.degraded.shape[:2])[0], session.size)
+            wanted, found = reference.run_raw(names, frame[None]), session.run_raw(names, frame[None])
+            for spec in specs:
+                for output in spec.outputs:
+                    want = wanted[output.name]
+                    figure = psnr_db(found[output.name], want, peak_of(spec.kind, want))
+                    worst[spec.name] = min(worst[spec.name], figure)
+            for task in tasks:
+                agreed[task] += same_answer(
+                    session.predict(held.degraded, task), reference.predict(held.degraded, task)
+                )
+        agreement = {task: count / n_frames for task, count in agreed.items()}
+        floor_db = session.bundle.manifest.parity.floor_db
+        faults = [f"{name} {figure:.1f} dB" for name, figure in worst.items() if figure < floor_db]
+        faults += [f"{task} answers agree on {share:.1%}" for task, share in agreement.items() if share < MIN_AGREEMENT]
+        chosen = session.report.chosen
+        return Parity(
+            status="failed" if faults else "passed",
+            floor_db=floor_db,
+            psnr_db={name: round(float(figure), 2) for name, figure in worst.items()},
+            agreement=agreement,
+            n_frames=n_frames,
+            device=None if chosen is None else chosen.effective_device,
+            effective_precision=session.precision,
+            reason="; ".join(faults) or None,
+        )
+
+
+def _floor(folder: Path) -> float:
+    return parse_manifest((folder / MANIFEST).read_bytes()).parity.floor_db
