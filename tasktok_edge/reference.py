@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasktok_edge.export.graph import Deployed, Function, functions_of, output_names
-from tasktok_edge.frames import check_frame, crop_resize, windows
+from tasktok_edge.frames import blend, check_frame, crop_resize, resize, to_uint8, windows
 from tasktok_edge.model.config import TaskConfig
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.runtimes.answers import Answer, classification, detections, segmentation
@@ -41,6 +41,17 @@ class Reference:
                 net, kind = self.model.task_net(function.task), self.model.config.tasks[function.task].kind
                 outputs |= raw_answer(net(restored), function, kind)
         return outputs
+
+    def restore(self, frame: NDArray[np.uint8], task: str) -> NDArray[np.uint8]:
+        """The frame restored for a task, at its own size."""
+        self.model.check_task(task)
+        check_frame(frame)
+        places = windows(*frame.shape[:2])
+        tiles = []
+        for place in places:
+            output = self.run_raw((f"restore/{task}",), crop_resize(frame, place, self.size)[None])[f"restore_{task}"]
+            tiles.append(resize(output[0], place.side, place.side))
+        return to_uint8(blend(tiles, places, *frame.shape[:2]))
 
     def predict(self, frame: NDArray[np.uint8], task: str) -> Answer:
         """The task's answer for a frame of any size."""

@@ -130,7 +130,7 @@ PRESETS: dict[str, TaskTokConfig] = {
             decoder=ViTConfig(width=96, layers=2, heads=3),
         ),
         refiner=ViTConfig(width=96, layers=2, heads=3),
-        tasks=_scene_tasks(16, (24, 48, 96), 32),
+        tasks=_scene_tasks(24, (32, 64, 128), 48),
     ),
     # Not trained, not shipped: seconds to build and export, for tests. N differs from the channel count on purpose, so that
     # a transposed token tensor shows.

@@ -1,7 +1,7 @@
 """The step loop that every stage shares: batches by step, optimisers, mixed precision, resume from a file, progress."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tasktok_edge.data.cache import CacheSpec, build_cache, open_cache
 from tasktok_edge.data.dataset import SceneDataset, StepSampler
 
 Batch = dict[str, Tensor]
@@ -26,6 +27,20 @@ class Progress:
     step: int
     steps: int
     losses: dict[str, float] = field(default_factory=dict)
+
+
+def cached(
+    folder: Path, spec: CacheSpec, accelerator: Accelerator, *, workers: int
+) -> Generator[Progress, None, dict[str, NDArray[np.generic]]]:
+    """Open the cache of `spec`, or let the main process build it first; returns its arrays."""
+    try:
+        return open_cache(folder, spec)
+    except FileNotFoundError:
+        if accelerator.is_main_process:
+            for n in build_cache(folder, spec, workers=workers):
+                yield Progress("frames", n, spec.n)
+        accelerator.wait_for_everyone()
+        return open_cache(folder, spec)
 
 
 @dataclass

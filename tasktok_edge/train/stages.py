@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from tasktok_edge.data.cache import CacheSpec, build_cache, open_cache
+from tasktok_edge.data.cache import CacheSpec
 from tasktok_edge.data.dataset import SceneDataset, to_unit
 from tasktok_edge.model.config import preset
 from tasktok_edge.model.task_nets import TaskNet
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.train.greedy import greedy_order
-from tasktok_edge.train.loop import Batch, Group, Progress, run_stage
+from tasktok_edge.train.loop import Batch, Group, Progress, cached, run_stage
 from tasktok_edge.train.losses import feature_loss, task_loss, token_loss
 from tasktok_edge.train.recipe import Recipe
 
@@ -47,15 +47,7 @@ def start(recipe: Recipe, folder: Path, *, workers: int = 2) -> Iterator[Progres
     config = preset(recipe.preset)
     model = TaskTok(config).to(accelerator.device)
     spec = CacheSpec("train", recipe.frames, config.image_size, recipe.versions)
-    cache = folder / "cache"
-    try:
-        arrays = open_cache(cache, spec)
-    except FileNotFoundError:
-        if accelerator.is_main_process:
-            for n in build_cache(cache, spec, workers=workers):
-                yield Progress("frames", n, spec.n)
-        accelerator.wait_for_everyone()
-        arrays = open_cache(cache, spec)
+    arrays = yield from cached(folder / "cache", spec, accelerator, workers=workers)
     yield Run(recipe, folder, accelerator, model, deepcopy(model.task_nets), arrays)
 
 

@@ -1,0 +1,1 @@
+"""Server checkpoint in, edge checkpoint out."""

@@ -1,0 +1,258 @@
+"""The command line: `tasktok-edge VERB`, each also as `python -m tasktok_edge.VERB`. Printing belongs here alone."""
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tasktok_edge import __version__
+from tasktok_edge.errors import PackageError, TaskTokEdgeError, UsageError, VerdictError, unknown_word
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+console = Console()
+errors = Console(stderr=True)
+
+PRECISIONS = ("fp32", "fp16")
+# typer carries its own click and names only leaves of its errors in public: this is their base.
+CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+CheckpointOption = Annotated[
+    str | None, typer.Option("--checkpoint", help="a folder, or scenes-server / scenes-edge; default scenes-edge")
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"tasktok-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    """Task-driven image restoration (TaskTok) on the edge: train, shrink, export, run and verify."""
+
+
+@app.command()
+def export(
+    target: Annotated[str, typer.Option(help="executorch, coreml, openvino, onnx, or all")],
+    checkpoint: CheckpointOption = None,
+    task: Annotated[list[str] | None, typer.Option(help="keep to this task; may be given several times")] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or fp16")] = "fp32",
+    out: Annotated[Path, typer.Option(help="folder that the bundles are written into")] = Path("out"),
+    overwrite: Annotated[bool, typer.Option(help="replace a bundle of the same name")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Write a bundle from a checkpoint, and measure it against the PyTorch model."""
+    from tasktok_edge.export import targets
+
+    _check_words(precision=precision)
+    wanted = targets(target)
+    _need("export", "torch", "safetensors", "pycocotools", "torchmetrics")
+    from tasktok_edge.model.checkpoint import load_checkpoint
+    from tasktok_edge.parity import export_verified
+    from tasktok_edge.show import export_table
+
+    loaded = load_checkpoint(checkpoint)
+    config = loaded.model.config
+    for word in task or ():
+        if word not in config.tasks:
+            raise unknown_word("task", word, config.tasks)
+    tasks = tuple(t for t in config.tasks if not task or t in task)
+    paths = {t: out / f"{config.preset}-{t}-{precision}" for t in wanted}
+    existing = [str(path) for path in paths.values() if path.exists()]
+    if existing and not overwrite:
+        raise UsageError(f"{', '.join(existing)} exists: choose another --out, or add --overwrite")
+    done = []
+    for name, path in paths.items():
+        with errors.status(f"{name}: starting") as status:
+            done.append(
+                export_verified(
+                    loaded, name, path, tasks=tasks, precision=precision, overwrite=overwrite,
+                    say=lambda what, name=name: status.update(f"{name}: {what}"),
+                )  # fmt: skip
+            )
+    if as_json:
+        print(json.dumps([{"path": str(d.path), **json.loads(d.manifest.model_dump_json(exclude={"files"}))} for d in done]))
+    else:
+        console.print(export_table(done))
+        for d in done:
+            console.print(f"saved {d.path}", soft_wrap=True, highlight=False)
+    failed = [d for d in done if d.manifest.parity.status == "failed"]
+    if failed:
+        told = "; ".join(f"{d.path} ({d.manifest.parity.reason})" for d in failed)
+        raise VerdictError(f"parity failed, kept and marked unverified: {told}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Option(help="scenes-server, or tiny to try the machinery")] = "scenes-server",
+    out: Annotated[Path, typer.Option(help="folder of the run; a run that was stopped goes on from there")] = Path("runs/scenes-server"),
+    checkpoint_out: Annotated[Path | None, typer.Option("--checkpoint-out", help="default: OUT/checkpoint")] = None,
+    workers: Annotated[int, typer.Option(help="processes that render frames", min=1)] = 2,
+) -> None:
+    """Make the server model from nothing: frames, task networks, tokenizer, token order, joint training."""
+    _need("train", "torch", "accelerate", "safetensors")
+    from tasktok_edge.model.checkpoint import save_checkpoint
+    from tasktok_edge.show import progress_of
+    from tasktok_edge.train.recipe import recipe as find
+    from tasktok_edge.train.stages import STAGES, Run, start
+
+    plan = find(recipe)
+    run = progress_of(errors, start(plan, out, workers=workers))
+    assert isinstance(run, Run)
+    for stage in STAGES:
+        progress_of(errors, stage(run))
+    if run.accelerator.is_main_process:
+        target = checkpoint_out or out / "checkpoint"
+        save_checkpoint(target, run.model, oracles=run.oracles, facts={"recipe": plan.model_dump()})
+        selected = {task: len(run.model.switch.selected(task)) for task in run.model.config.tasks}
+        console.print(f"tokens selected: {selected} of {run.model.config.tokenizer.tokens}", highlight=False)
+        console.print(f"saved {target}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def quantize(
+    method: Annotated[str, typer.Option(help="distill")],
+    out: Annotated[Path, typer.Option(help="folder of the run and the edge checkpoint in it")],
+    checkpoint: Annotated[str, typer.Option(help="the server checkpoint")] = "scenes-server",
+    preset: Annotated[str, typer.Option(help="the edge model's preset")] = "scenes-edge",
+    recipe: Annotated[str, typer.Option(help="scenes-edge, or tiny to try the machinery")] = "scenes-edge",
+    workers: Annotated[int, typer.Option(help="processes that render frames", min=1)] = 2,
+) -> None:
+    """Server checkpoint in, edge checkpoint out."""
+    if method != "distill":
+        raise unknown_word("method", method, ["distill"])
+    _need("train", "torch", "accelerate", "safetensors")
+    from tasktok_edge.model.checkpoint import load_checkpoint, save_checkpoint
+    from tasktok_edge.quantize.distill import Student, distill, distill_recipe
+    from tasktok_edge.show import progress_of
+
+    server, plan = load_checkpoint(checkpoint), distill_recipe(recipe)
+    student = progress_of(errors, distill(server.model, preset, plan, out, workers=workers))
+    assert isinstance(student, Student)
+    facts = {"method": "distill", "server_sha256": server.sha256, "recipe": plan.model_dump()}
+    save_checkpoint(out / "checkpoint", student.model, facts=facts)
+    console.print(f"saved {out / 'checkpoint'}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def validate(
+    bundle: Annotated[list[Path], typer.Option(help="a bundle; may be given several times")],
+    server: Annotated[str, typer.Option("--checkpoint", help="the server model to compare with")] = "scenes-server",
+    frames: Annotated[int, typer.Option(help="held-out frames", min=2)] = 500,
+    degradation: Annotated[str, typer.Option(help="mix-a, mix-b, noise, blur, rain, haze, snow, low-light")] = "mix-b",
+    severity: Annotated[int, typer.Option(min=1, max=5)] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
+    max_drop: Annotated[float, typer.Option(help="points that a task may lose against the server")] = 1.0,
+) -> None:
+    """Run the server model and bundles on the same held-out frames."""
+    _need("train", "torch", "safetensors", "pycocotools", "torchmetrics")
+    from tasktok_edge.data.degrade import DEGRADATIONS
+
+    if degradation not in DEGRADATIONS:
+        raise unknown_word("degradation", degradation, DEGRADATIONS)
+    from tasktok_edge.show import accuracy_table, progress_of
+    from tasktok_edge.validate import Judgement, judge
+
+    found = progress_of(
+        errors,
+        judge(bundle, server=server, n=frames, degradation=degradation, severity=severity, device=device),
+    )
+    assert isinstance(found, Judgement)
+    console.print(accuracy_table(found))
+    lost = found.worst_drop
+    if lost > max_drop / 100:
+        raise VerdictError(f"a task lost {100 * lost:.2f} points against {server}, at most {max_drop:g} allowed")
+
+
+@app.command()
+def demo(
+    checkpoint: CheckpointOption = None,
+    precision: Annotated[str, typer.Option(help="fp32 or fp16")] = "fp32",
+    out: Annotated[Path, typer.Option(help="folder for bundles and picture")] = Path("out"),
+    frames: Annotated[int, typer.Option(help="held-out frames", min=8)] = 500,
+    runs: Annotated[int, typer.Option(help="rounds of the latency measurement", min=3)] = 50,
+    threads: Annotated[int, typer.Option(help="threads for every engine", min=1)] = 1,
+) -> None:
+    """Export the shipped model for every target, run what runs here on held-out degraded frames, show table and picture."""
+    _check_words(precision=precision)
+    _need("export", "torch", "safetensors", "pycocotools", "torchmetrics", "matplotlib")
+    from tasktok_edge.demo import Outcome, run_demo
+    from tasktok_edge.show import print_outcome, progress_of
+
+    outcome = progress_of(
+        errors, run_demo(out, checkpoint=checkpoint, precision=precision, n=frames, runs=runs, threads=threads)
+    )
+    assert isinstance(outcome, Outcome)
+    failed = print_outcome(console, outcome, threads=threads)
+    if failed:
+        raise VerdictError(f"below what was asked: {'; '.join(failed)}")
+
+
+@app.command()
+def scenes(
+    out: Annotated[Path, typer.Option(help="the picture to write (.png)")] = Path("out/scenes.png"),
+    index: Annotated[int, typer.Option(help="which scene of the validation split", min=0)] = 0,
+) -> None:
+    """Draw a contact sheet: one scene, its labels, a clip, and every degradation."""
+    from tasktok_edge.data.contact_sheet import contact_sheet
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(out, index=index)
+    console.print(f"saved {out}", soft_wrap=True, highlight=False)
+
+
+def _check_words(*, precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise unknown_word("precision", precision, PRECISIONS)
+
+
+def _need(extra: str, *modules: str) -> None:
+    """Refuse before any work when a package of an extra is missing."""
+    from importlib.util import find_spec
+
+    missing = [m for m in modules if find_spec(m) is None]
+    if missing:
+        raise PackageError(f'this needs {", ".join(missing)}, not installed: pip install "tasktok-edge[{extra}]"')
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; an error of ours is one line on stderr and its exit code."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and give its exit code: STYLE of this project, 0 done, 2 wrong use, 3 verdict failed, 4, 5, 130."""
+    from tasktok_edge.runtimes.cli import devices_command
+
+    if not any(command.callback is devices_command for command in app.registered_commands):
+        app.command("devices")(devices_command)
+    known = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback is not None]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
+        near = difflib.get_close_matches(arguments[0], known, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
+        return _fail(UsageError(f"no command is named '{arguments[0]}': {hint}"))
+    try:
+        left_with = app(arguments, standalone_mode=False)
+    except TaskTokEdgeError as error:
+        return _fail(error)
+    except (KeyboardInterrupt, typer.Abort):
+        errors.print("interrupted: nothing half-written was kept")
+        return 130
+    except CLICK_ERROR as error:
+        return _fail(UsageError(error.format_message()))
+    return left_with if isinstance(left_with, int) else 0
+
+
+def _fail(error: TaskTokEdgeError) -> int:
+    errors.print(f"error: {error}", soft_wrap=True, highlight=False, markup=False)
+    return error.exit_code
+
+
+def verb(name: str) -> Callable[[], None]:
+    """Give the main function of `python -m tasktok_edge.<name>`."""
+    return lambda: main([name, *sys.argv[1:]])

@@ -1,0 +1,97 @@
+"""The main job in one go: export the shipped model for every target, run what runs here, judge it, show it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from tasktok_edge.bench import Latency, measure
+from tasktok_edge.data.heldout import HeldOut, held_out
+from tasktok_edge.export import TARGETS
+from tasktok_edge.frames import crop_resize, windows
+from tasktok_edge.model.checkpoint import Checkpoint, load_checkpoint
+from tasktok_edge.parity import Exported, export_verified
+from tasktok_edge.picture import before_after
+from tasktok_edge.reference import Reference
+from tasktok_edge.runtimes import Session, load
+from tasktok_edge.validate import Doing, Judgement, judge
+
+SERVER = "scenes-server"
+PICTURE_FRAMES = 4
+
+
+@dataclass
+class Outcome:
+    """All that the table shows."""
+
+    exported: list[Exported]
+    judgement: Judgement
+    selected: dict[str, tuple[int, list[int]]]  # task -> (number of tokens, those that are replaced)
+    latency: dict[str, dict[str, Latency]] = field(default_factory=dict)  # task -> candidate -> figures; the server first
+    picture: Path | None = None
+
+
+def run_demo(
+    out: Path, *, checkpoint: str | None, precision: str, n: int, runs: int, threads: int
+) -> Iterator[Doing | Outcome]:
+    """Do it all under `out`; yields what is being done, and the `Outcome` last."""
+    torch.set_num_threads(threads)
+    model = load_checkpoint(checkpoint)
+    config = model.model.config
+    tasks = tuple(config.tasks)
+    exported = []
+    for target in TARGETS:
+        yield Doing(f"export {target}")
+        path = out / f"{config.preset}-{target}-{precision}"
+        exported.append(export_verified(model, target, path, tasks=tasks, precision=precision, overwrite=True))
+    here = [e.path for e in exported if e.manifest.parity.status != "not_run"]
+    judgement: Judgement | None = None
+    for step in judge(here, server=SERVER, n=n, threads=threads, same_as=checkpoint or config.preset):
+        if isinstance(step, Judgement):
+            judgement = step
+        else:
+            yield step
+    assert judgement is not None
+    selected = {task: (config.tokenizer.tokens, model.model.switch.selected(task)) for task in tasks}
+    outcome = Outcome(exported, judgement, selected)
+    sessions = {path.name: load(path, proof="measured", threads=threads) for path in here}
+    shown = list(held_out(PICTURE_FRAMES))
+    for task in tasks:
+        yield Doing(f"latency, {task}")
+        outcome.latency[task] = _latency(task, model, sessions, shown[0], runs=runs)
+    yield Doing("picture")
+    outcome.picture = _picture(out / "before-after.png", shown, sessions, outcome)
+    for session in sessions.values():
+        session.close()
+    yield outcome
+
+
+def _latency(
+    task: str, model: Checkpoint, sessions: Mapping[str, Session], held: HeldOut, *, runs: int
+) -> dict[str, Latency]:
+    """A frame of the function's size in, the answer out, all candidates in turn."""
+    frame = crop_resize(held.degraded, windows(*held.degraded.shape[:2])[0], model.model.config.image_size)
+    teacher, student = Reference(load_checkpoint(SERVER).model), Reference(model.model)
+    candidates: dict[str, Callable[[], object]] = {
+        SERVER: lambda: teacher.predict(frame, task),
+        f"{model.model.config.preset} in PyTorch": lambda: student.predict(frame, task),
+    }
+    for name, session in sessions.items():
+        candidates[name] = lambda session=session: session.predict(frame, task)  # type: ignore[misc]
+    return {found.name: found for found in measure(candidates, runs=runs)}
+
+
+def _picture(path: Path, shown: list[HeldOut], sessions: Mapping[str, Session], outcome: Outcome) -> Path | None:
+    if not sessions:
+        return None
+    name, session = next(iter(sessions.items()))
+    server = Reference(load_checkpoint(SERVER).model)
+    columns = {}
+    for task in outcome.judgement.tasks:
+        results = [session(h.degraded, task) for h in shown]
+        columns[f"device: {task}"] = [(r.frame, r.answer) for r in results]
+    task = outcome.judgement.tasks[-1]
+    columns[f"server: {task}"] = [(server.restore(h.degraded, task), server.predict(h.degraded, task)) for h in shown]
+    before_after(path, shown, columns, title=f"{name}: held-out frames under Mix-B", selected=outcome.selected)
+    return path

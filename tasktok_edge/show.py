@@ -1,0 +1,118 @@
+"""What people see: progress, and the tables that commands end with."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tasktok_edge.bench import machine
+from tasktok_edge.demo import Outcome
+from tasktok_edge.parity import MIN_AGREEMENT, Exported
+from tasktok_edge.validate import Judgement, Scores, won_back
+
+
+def progress_of(console: Console, steps: Iterator[Any]) -> Any:
+    """Show what a generator yields (it says what it does, and how far it is) and give the last thing, its result."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    last: Any = None
+    with Progress(*columns, console=console) as bars:
+        bar_of: dict[str, Any] = {}
+        for last in steps:
+            what, done, total, losses = _progress(last)
+            if what is None:
+                continue
+            if what not in bar_of:
+                for other in bar_of.values():
+                    bars.stop_task(other)
+                bar_of[what] = bars.add_task(what, total=total or None)
+            told = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            bars.update(bar_of[what], completed=done, description=f"{what}  {told}" if told else what)
+    return last
+
+
+def _progress(step: Any) -> tuple[str | None, int, int, dict[str, float]]:
+    if hasattr(step, "what"):
+        return step.what, step.done, step.total, {}
+    if hasattr(step, "stage"):
+        return step.stage, step.step, step.steps, step.losses
+    return None, 0, 0, {}
+
+
+def export_table(exported: list[Exported]) -> Table:
+    """Target, precision, size, functions, parity and where it was measured."""
+    table = Table("bundle", "size", "functions", "parity", "same answers", "measured on", "verdict")
+    for e in exported:
+        manifest, parity = e.manifest, e.manifest.parity
+        worst = f"{min(parity.psnr_db.values()):.1f} dB (floor {parity.floor_db:g})" if parity.psnr_db else "-"
+        same = f"{min(parity.agreement.values()):.1%} of {parity.n_frames}" if parity.agreement else "-"
+        where = f"{parity.device}, {parity.effective_precision}" if parity.device else "-"
+        verdict = parity.status if parity.status != "not_run" else f"unverified: {parity.reason}"
+        table.add_row(manifest.name, _size(e.bytes), str(len(manifest.functions)), worst, same, where, verdict)
+    return table
+
+
+def accuracy_table(found: Judgement) -> Table:
+    """Every model on the same frames, with the share of what degradation took that it wins back."""
+    assert found.clean is not None and found.degraded is not None and found.server is not None
+    table = Table("model", *(f"{task} {found.metrics[task]}" for task in found.tasks))
+    table.title = f"{found.n} held-out frames"
+    clean, degraded = found.clean.values, found.degraded.values
+
+    def add(scores: Scores, name: str, *, back: bool) -> None:
+        cells = []
+        for task in found.tasks:
+            if task not in scores.values:
+                cells.append("-")
+                continue
+            share = f"  (won back {won_back(clean[task], degraded[task], scores.values[task]):.0%})" if back else ""
+            cells.append(f"{100 * scores.values[task]:.1f}{share}")
+        table.add_row(name, *cells)
+
+    add(found.clean, "clean frames, no restoration", back=False)
+    add(found.degraded, "degraded frames, no restoration", back=False)
+    add(found.server, "server model, PyTorch", back=True)
+    for name, scores in (*((f"{n}, PyTorch", s) for n, s in found.others.items()), *found.device.items()):
+        add(scores, name, back=True)
+    return table
+
+
+def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[str]:
+    """Print the demo's tables and picture path; gives what fell short of parity, empty when all is well."""
+    judgement = outcome.judgement
+    console.print(accuracy_table(judgement))
+    table = Table("bundle", "size", "functions", "parity", "same answers", *(f"{t} ms (x server)" for t in judgement.tasks))
+    table.title = "artifacts: parity and same answers against the same model in PyTorch; latency frame in, answer out"
+    failed = []
+    for e in outcome.exported:
+        name, parity = e.manifest.name, e.manifest.parity
+        cells = []
+        for task in judgement.tasks:
+            latency = outcome.latency[task].get(name)
+            cells.append(f"{latency.p50_ms:.2f} ({1 / latency.ratio:.1f}x faster)" if latency else "-")
+        same = judgement.agreement.get(name, {})
+        worst = f"{min(parity.psnr_db.values()):.1f} dB" if parity.psnr_db else "not run here"
+        agreed = f"{min(same.values()):.1%}" if same else "-"
+        table.add_row(name, _size(e.bytes), str(len(e.manifest.functions)), worst, agreed, *cells)
+        if parity.status == "failed":
+            failed.append(f"{name}: {parity.reason}")
+        if same and min(same.values()) < MIN_AGREEMENT:
+            failed.append(f"{name}: same answers on {min(same.values()):.1%} of frames, {MIN_AGREEMENT:.1%} asked")
+    server = {task: figures["scenes-server"].p50_ms for task, figures in outcome.latency.items()}
+    table.add_row("scenes-server, PyTorch", "-", "-", "-", "-", *(f"{server[t]:.2f}" for t in judgement.tasks))
+    console.print(table)
+    console.print(f"medians, interleaved, on {machine(threads)}", highlight=False)
+    for e in outcome.exported:
+        if e.manifest.parity.status == "not_run":
+            console.print(f"not run here: {e.manifest.name}: {e.manifest.parity.reason}", highlight=False)
+    chosen = ", ".join(f"{task} {len(s)}/{n}" for task, (n, s) in outcome.selected.items())
+    console.print(f"tokens replaced: {chosen}", highlight=False)
+    console.print(f"picture: {outcome.picture}", soft_wrap=True, highlight=False)
+    return failed
+
+
+def _size(n: int) -> str:
+    return f"{n / 1e6:.2f} MB"

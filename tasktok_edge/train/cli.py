@@ -1,1 +1,0 @@
-"""`tasktok-edge train`: makes the shipped model again from nothing."""
