@@ -1,6 +1,5 @@
 """The command line: `tasktok-edge VERB`, each also as `python -m tasktok_edge.VERB`. Printing belongs here alone."""
 
-import difflib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -233,9 +232,7 @@ def run(arguments: list[str]) -> int:
         app.command("devices")(devices_command)
     known = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback is not None]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
-        near = difflib.get_close_matches(arguments[0], known, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
-        return _fail(UsageError(f"no command is named '{arguments[0]}': {hint}"))
+        return _fail(unknown_word("command", arguments[0], known))
     try:
         left_with = app(arguments, standalone_mode=False)
     except TaskTokEdgeError as error:

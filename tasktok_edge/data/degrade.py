@@ -3,7 +3,6 @@
 Images are (H, W, 3) float32 RGB in [0, 1], in and out.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tasktok_edge.errors import UsageError
+from tasktok_edge.errors import UsageError, unknown_word
 
 Image = NDArray[np.float32]
 KERNEL = 41  # taps of Mix-B's blur
@@ -180,7 +179,5 @@ def degrade(
     if name == "haze":
         return haze(image, severity, rng, depth)
     if name not in _WITH_SEVERITY:
-        near = difflib.get_close_matches(name, DEGRADATIONS, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(DEGRADATIONS)}"
-        raise UsageError(f"no degradation is named '{name}': {hint}")
+        raise unknown_word("degradation", name, DEGRADATIONS)
     return _WITH_SEVERITY[name](image, severity, rng)

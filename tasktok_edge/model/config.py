@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from tasktok_edge.errors import UsageError
+from tasktok_edge.errors import unknown_word
 
 Level = Literal["exact", "context", "selected"]
 TaskKind = Literal["cls", "seg", "det"]
@@ -155,5 +155,5 @@ PRESETS: dict[str, TaskTokConfig] = {
 def preset(name: str) -> TaskTokConfig:
     """Give the preset of this name; UsageError lists what there is."""
     if name not in PRESETS:
-        raise UsageError(f"no preset is named '{name}': choose one of {', '.join(PRESETS)}")
+        raise unknown_word("preset", name, PRESETS)
     return PRESETS[name]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasktok_edge.errors import UsageError
+from tasktok_edge.errors import unknown_word
 from tasktok_edge.model.config import TaskTokConfig
 from tasktok_edge.model.prerestorer import PreRestorer
 from tasktok_edge.model.refiner import Refiner, TokenSwitch
@@ -45,7 +45,7 @@ class TaskTok(nn.Module):
 
     def check_task(self, task: str) -> None:
         if task not in self.config.tasks:
-            raise UsageError(f"the model has no task '{task}': choose one of {', '.join(self.config.tasks)}")
+            raise unknown_word("task", task, self.config.tasks)
 
     def encode(self, image: Tensor) -> Tensor:
         """Degraded image (B, 3, S, S) to tokens (B, N, C), the pre-restorer included. The same for every task."""

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasktok_edge.errors import UsageError
+from tasktok_edge.errors import unknown_word
 
 
 class _Stage(BaseModel):
@@ -105,5 +105,5 @@ RECIPES: dict[str, Recipe] = {
 def recipe(name: str) -> Recipe:
     """Give the recipe of this name; UsageError lists what there is."""
     if name not in RECIPES:
-        raise UsageError(f"no recipe is named '{name}': choose one of {', '.join(RECIPES)}")
+        raise unknown_word("recipe", name, RECIPES)
     return RECIPES[name]
