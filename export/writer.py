@@ -86,9 +86,7 @@ def _task_spec(model: TaskTok, task: str) -> TaskSpec:
     )
 
 
-def _function_spec(
-    model: TaskTok, function: Function, file: str, answers: dict[str, NDArray[np.float32]]
-) -> FunctionSpec:
+def _function_spec(model: TaskTok, function: Function, file: str, answers: dict[str, NDArray[np.float32]]) -> FunctionSpec:
     names = output_names(function, model.config.tasks[function.task].kind)
     return FunctionSpec(
         name=function.name,

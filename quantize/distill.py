@@ -134,4 +134,3 @@ def _check_fits(server: TaskTok, *, config_of: str) -> None:
         faults.append("other task networks")
     if faults:
         raise UsageError(f"'{config_of}' cannot be taught by '{a.preset}': {'; '.join(faults)}")
-

@@ -91,11 +91,11 @@ def load(
     bundle = read_bundle(path)
     try:
         known_tasks = tuple(bundle.manifest.tasks)
+        if tasks is not None and (isinstance(tasks, str) or not tasks):
+            raise UsageError('tasks is a list of names, such as ["seg"], or None for all')
         for task in tasks or ():
             if task not in known_tasks:
                 raise unknown_word("task", task, known_tasks)
-        if tasks is not None and (isinstance(tasks, str) or not tasks):
-            raise UsageError('tasks is a list of names, such as ["seg"], or None for all')
         wanted = known_tasks if tasks is None else tuple(dict.fromkeys(tasks))
         running, report = select(
             engine(bundle.manifest.target), bundle, device, tasks=wanted, threads=threads, policy=policy, proof=proof

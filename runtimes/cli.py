@@ -32,11 +32,13 @@ def devices_command(
     """List every engine and device, usable or not and why; with BUNDLE, prove and time it on those that take it."""
     if bundle is None:
         found = devices()
-        _show([asdict(d) for d in found], _device_table(found), as_json=as_json)
+        why = [f"{d.engine} {d.native}: {d.reason}" for d in found if d.reason]
+        _show([asdict(d) for d in found], _device_table(found), why, as_json=as_json)
         return
     with load(bundle, device) as session:
         report = session.report
-    _show(report_json(report), _report_table(report), as_json=as_json)
+    lines = [f"{t.device.native}: {t.reason or f'runs on {t.effective_device}'}" for t in report.trials]
+    _show(report_json(report), _report_table(report), [*lines, *report.notes], as_json=as_json)
 
 
 def report_json(report: Report) -> dict[str, Any]:
@@ -45,28 +47,28 @@ def report_json(report: Report) -> dict[str, Any]:
     return {**vars(report), "parity": report.parity.model_dump(), "notes": list(report.notes), "trials": trials}
 
 
-def _show(data: Any, table: Table, *, as_json: bool) -> None:
+def _show(data: Any, table: Table, lines: list[str], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(data, indent=2))
-    else:
-        Console().print(table)
+        return
+    console = Console()
+    console.print(table)
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _device_table(found: list[Device]) -> Table:
-    table = Table("engine", "device", "native name", "usable", "what it is, or why not")
+    table = Table("engine", "device", "native name", "usable", "what it is")
     for d in found:
-        table.add_row(
-            d.engine, d.kind, d.native, "yes" if d.usable else "no", (d.full_name if d.usable else d.reason) or ""
-        )
+        table.add_row(d.engine, d.kind, d.native, "yes" if d.usable else "no", d.full_name)
     return table
 
 
 def _report_table(report: Report) -> Table:
-    table = Table("device", "verdict", "worst golden", "latency", "compile", "computes in", "where, or why not")
+    table = Table("device", "verdict", "worst golden", "latency", "compile", "computes in")
     table.title = f"{report.bundle} on {report.engine} {report.engine_version}"
-    table.caption = " ".join(report.notes) or None
     for t in report.trials:
-        table.add_row(f"{t.device.kind} ({t.device.native})", t.verdict, *_figures(t), t.reason or t.effective_device)
+        table.add_row(f"{t.device.kind} ({t.device.native})", t.verdict, *_figures(t))
     return table
 
 

@@ -60,9 +60,7 @@ class ExecuTorchRunning:
         self._functions = {f.name: f for f in bundle.manifest.functions if f.task in tasks}
         (file,) = {f.file for f in self._functions.values()}
         try:
-            self._program = runtime.Runtime.get().load_program(
-                bundle.path / file, verification=runtime.Verification.Minimal
-            )
+            self._program = runtime.Runtime.get().load_program(bundle.path / file, verification=runtime.Verification.Minimal)
         except RuntimeError as error:
             raise DeviceError(f"ExecuTorch cannot read {file}: {first_line(error)}") from None
         self._methods: dict[str, tuple[Any, list[str]]] = {}

@@ -52,9 +52,7 @@ def version() -> str:
 
 def devices() -> list[Device]:
     names = [n for n in _onnxruntime().get_available_providers() if n != "AzureExecutionProvider"]
-    return [
-        Device(TARGET, KINDS.get(n, "gpu"), n, f"ONNX Runtime's {n.removesuffix('ExecutionProvider')}") for n in names
-    ]
+    return [Device(TARGET, KINDS.get(n, "gpu"), n, f"ONNX Runtime's {n.removesuffix('ExecutionProvider')}") for n in names]
 
 
 def open(bundle: Bundle, device: Device, *, threads: int | None, tasks: Sequence[str]) -> "OnnxRunning":  # noqa: A001

@@ -2,7 +2,7 @@
 
 ONNX Runtime computes all outputs of a graph whichever are fetched: `RunOptions.only_execute_path_to_fetches` does
 nothing in its inference builds (onnxruntime issue 16013, and measured with 1.31.1). So a device that wants one function
-gets a model that holds no other. Protocol-buffer messages are lists of fields, and a field that is not wanted can be left
+gets a model that holds no other. Protocol-buffer messages are lists of fields, and one that is not wanted can be left
 out: nothing here needs to understand an operator. Field numbers are those of onnx/onnx.proto in the onnx repository.
 """
 

@@ -19,7 +19,7 @@ from tasktok_edge.runtimes.engine import Device, DeviceKind, first_line, missing
 TARGET: Literal["openvino"] = "openvino"
 EXTRA = "openvino"
 KINDS: dict[str, DeviceKind] = {"CPU": "cpu", "GPU": "gpu", "NPU": "npu"}
-PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 
 
 def _openvino() -> Any:
@@ -38,7 +38,7 @@ def _core() -> Any:
 
 
 def version() -> str:
-    return str(_openvino().__version__)
+    return str(_openvino().__version__).split("-")[0]  # without the build's hash and branch
 
 
 def devices() -> list[Device]:
@@ -98,7 +98,7 @@ class OpenVinoRunning:
             compiled = _core().compile_model(part, self._device, self._options)
         except RuntimeError as error:
             raise DeviceError(f"OpenVINO cannot compile {', '.join(functions)}: {first_line(error)}") from None
-        hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         precision = PRECISIONS.get(hint, hint)
         self.effective_precision = f"int8 and {precision}" if self._int8 else precision
         self.effective_device = ", ".join(compiled.get_property("EXECUTION_DEVICES"))

@@ -59,9 +59,7 @@ class Report:
         lines = [f"{self.bundle} on {self.engine} {self.engine_version}", *self.notes]
         for t in self.trials:
             costs = "" if t.latency_ms is None else f", {t.latency_ms:.2f} ms in {t.effective_precision}"
-            lines.append(
-                f"{t.device.kind} ({t.device.native}): {t.verdict}{costs}{f', {t.reason}' if t.reason else ''}"
-            )
+            lines.append(f"{t.device.kind} ({t.device.native}): {t.verdict}{costs}{f', {t.reason}' if t.reason else ''}")
         return "\n".join(lines)
 
 
@@ -126,9 +124,7 @@ def select(
     found = engine.devices()
     asked = [d for d in found if device in ("auto", d.kind) or device.lower() == d.native.lower()]
     if not any(d.usable for d in asked):
-        raise DeviceError(
-            f"there is no {_named(device)} for this {bundle.manifest.target} bundle. {_what_there_is(found)}"
-        )
+        raise DeviceError(f"there is no {_named(device)} for this {bundle.manifest.target} bundle. {_what_there_is(found)}")
     golden = bundle.golden()
     trials: list[Trial] = []
     opened: dict[int, Running] = {}

@@ -172,9 +172,7 @@ class Session:
             outputs.append(found)
         return places, outputs
 
-    def _frame(
-        self, task: str, places: list[Window], outputs: list[Outputs], shape: tuple[int, ...]
-    ) -> NDArray[np.uint8]:
+    def _frame(self, task: str, places: list[Window], outputs: list[Outputs], shape: tuple[int, ...]) -> NDArray[np.uint8]:
         name = f"restore_{task}"
         tiles = [resize(o[name][0], w.side, w.side) for o, w in zip(outputs, places, strict=True)]
         return to_uint8(blend(tiles, places, shape[0], shape[1]))

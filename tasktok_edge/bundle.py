@@ -111,9 +111,7 @@ class Bundle:
             if answer.shape != (len(frames), *shape) or answer.dtype != np.float32 or not np.isfinite(answer).all():
                 faults.append(name)
         if faults:
-            raise BundleError(
-                f"{self.source}: {GOLDEN} lacks a well-formed {', '.join(faults)}: export the model again"
-            )
+            raise BundleError(f"{self.source}: {GOLDEN} lacks a well-formed {', '.join(faults)}: export the model again")
         return golden
 
     def close(self) -> None:
@@ -221,9 +219,7 @@ def write_manifest(
     found, faults = _walk(folder)
     if faults:
         raise BundleError(f"{folder}: {some(faults)}")
-    files = {
-        f: FileEntry(bytes=(folder / f).stat().st_size, sha256=_sha256(folder / f)) for f in sorted(found - {MANIFEST})
-    }
+    files = {f: FileEntry(bytes=(folder / f).stat().st_size, sha256=_sha256(folder / f)) for f in sorted(found - {MANIFEST})}
     manifest = Manifest(
         name=name, target=target, precision=precision, level=level, input=input, tasks=dict(tasks),
         functions=tuple(functions), parity=parity, provenance=provenance, files=files,

@@ -70,7 +70,12 @@ def export(
         with errors.status(f"{name}: starting") as status:
             done.append(
                 export_verified(
-                    loaded, name, path, tasks=tasks, precision=precision, overwrite=overwrite,
+                    loaded,
+                    name,
+                    path,
+                    tasks=tasks,
+                    precision=precision,
+                    overwrite=overwrite,
                     say=lambda what, name=name: status.update(f"{name}: {what}"),
                 )  # fmt: skip
             )
@@ -89,7 +94,9 @@ def export(
 @app.command()
 def train(
     recipe: Annotated[str, typer.Option(help="scenes-server, or tiny to try the machinery")] = "scenes-server",
-    out: Annotated[Path, typer.Option(help="folder of the run; a run that was stopped goes on from there")] = Path("runs/scenes-server"),
+    out: Annotated[Path, typer.Option(help="folder of the run; a run that was stopped goes on from there")] = Path(
+        "runs/scenes-server"
+    ),
     checkpoint_out: Annotated[Path | None, typer.Option("--checkpoint-out", help="default: OUT/checkpoint")] = None,
     workers: Annotated[int, typer.Option(help="processes that render frames", min=1)] = 2,
 ) -> None:

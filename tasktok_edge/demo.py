@@ -67,9 +67,7 @@ def run_demo(
     yield outcome
 
 
-def _latency(
-    task: str, model: Checkpoint, sessions: Mapping[str, Session], held: HeldOut, *, runs: int
-) -> dict[str, Latency]:
+def _latency(task: str, model: Checkpoint, sessions: Mapping[str, Session], held: HeldOut, *, runs: int) -> dict[str, Latency]:
     """A frame of the function's size in, the answer out, all candidates in turn."""
     frame = crop_resize(held.degraded, windows(*held.degraded.shape[:2])[0], model.model.config.image_size)
     teacher, student = Reference(load_checkpoint(SERVER).model), Reference(model.model)

@@ -17,7 +17,7 @@ from tasktok_edge.errors import FrameError
 
 HANN_FLOOR = 1e-6  # a border pixel seen by one window alone must keep its value, and Hann is 0 there
 WEIGHT_FLOOR = 1e-8  # nothing is divided by 0
-MAX_CHANNELS = 512  # cv2's limit for one image
+MAX_CHANNELS = 4  # what cv2.resize takes at once when it averages areas
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,7 @@ def check_frame(frame: object) -> NDArray[np.uint8]:
     >>> check_frame(np.zeros((48, 64, 3), np.uint8)).shape
     (48, 64, 3)
     """
-    if (
-        isinstance(frame, np.ndarray)
-        and frame.dtype == np.uint8
-        and frame.ndim == 3
-        and frame.shape[2] == 3
-        and frame.size
-    ):
+    if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 and frame.size:
         return frame
     raise FrameError(f"a frame is (height, width, 3) uint8 RGB, this is {_wrong(frame)}")
 
@@ -115,9 +109,7 @@ def _hann(side: int) -> NDArray[np.float32]:
     return weight  # (side, side, 1)
 
 
-def blend(
-    tiles: Sequence[NDArray[np.float32]], places: Sequence[Window], height: int, width: int
-) -> NDArray[np.float32]:
+def blend(tiles: Sequence[NDArray[np.float32]], places: Sequence[Window], height: int, width: int) -> NDArray[np.float32]:
     """Blend float32 tiles (side, side, C) at their windows into (height, width, C); a single tile comes back as is."""
     if len(tiles) == 1:
         return tiles[0]
@@ -134,6 +126,8 @@ def blend(
 
 def to_uint8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Turn finite (H, W, C) float32, nominally in [0, 1], into uint8: times 255, round halves to even, clip."""
-    flat = image.reshape(image.shape[0], -1)  # one channel, so that cv2 takes any number of them
-    # One saturating pass, several times faster than multiply, rint, clip and cast in NumPy.
+    flat: NDArray[Any] = image.reshape(image.shape[0], -1)  # one channel, so that cv2 takes any number of them
+    # Two passes of cv2 are several times faster than multiply, rint, clip and cast in NumPy. The first is there because
+    # the second, which saturates, goes through int32 and would take values beyond 8e6 for 0.
+    flat = cv2.threshold(flat, 1.0, 0.0, cv2.THRESH_TRUNC)[1]
     return np.asarray(cv2.addWeighted(flat, 255.0, flat, 0.0, 0.0, dtype=cv2.CV_8U), np.uint8).reshape(image.shape)

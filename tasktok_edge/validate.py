@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasktok_edge.data.heldout import HeldOut, held_out
-from tasktok_edge.model.checkpoint import load_checkpoint, load_oracles
 from tasktok_edge.metrics import METRIC_NAMES, same_answer, score
+from tasktok_edge.model.checkpoint import load_checkpoint, load_oracles
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.reference import Reference, oracle_answer
 from tasktok_edge.runtimes import load

@@ -41,9 +41,7 @@ def draw_background(spec: Background, *, size: int, time: float) -> tuple[NDArra
     margin = int(size * _MARGIN)
     side = size + 2 * margin
     canvas = _dead_leaves(rng, side)
-    canvas += (
-        spec.noise * _coloured_noise(rng, side, spec.slope)[..., None] * rng.uniform(0.7, 1.3, 3).astype(np.float32)
-    )
+    canvas += spec.noise * _coloured_noise(rng, side, spec.slope)[..., None] * rng.uniform(0.7, 1.3, 3).astype(np.float32)
     dx, dy = (int(np.clip(round(p * time * size), -margin, margin)) for p in spec.pan)
     image = canvas[margin + dy : margin + dy + size, margin + dx : margin + dx + size]
     rows = np.linspace(spec.far, spec.near, size, dtype=np.float32)[:, None]

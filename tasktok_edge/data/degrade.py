@@ -89,9 +89,7 @@ def mix_b(image: Image, rng: np.random.Generator) -> Image:
 def mix_a(image: Image) -> Image:
     """TaskTok's Mix-A: an eighth of the size, JPEG 75, back; no blur, no noise, nothing random."""
     height, width = image.shape[:2]
-    return np.asarray(
-        cv2.resize(jpeg(shrink(image, 8), 75), (width, height), interpolation=cv2.INTER_LINEAR), np.float32
-    )
+    return np.asarray(cv2.resize(jpeg(shrink(image, 8), 75), (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def noise(image: Image, severity: int, rng: np.random.Generator) -> Image:

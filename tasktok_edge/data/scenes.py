@@ -155,8 +155,7 @@ def _draw(
     mask = np.zeros((side, side), np.uint8)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     corners = [
-        np.rint((points @ turn * radius + (cx - left, cy - top)) * 2**_SHIFT).astype(np.int32)
-        for points in outline(spec.kind)
+        np.rint((points @ turn * radius + (cx - left, cy - top)) * 2**_SHIFT).astype(np.int32) for points in outline(spec.kind)
     ]
     cv2.fillPoly(mask, corners, 255, cv2.LINE_AA, _SHIFT)
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side, size), min(top + side, size)
@@ -211,9 +210,7 @@ def _surface(
     elif spec.texture == "checker":
         mix = (np.sin(u * spec.frequency) * np.sin(v * spec.frequency) > 0).astype(np.float32)
     elif spec.texture == "speckle":
-        mix = (np.sin(u * 17.3 + 4 * np.sin(v * 11.1)) * np.sin(v * 19.7 + 3 * np.sin(u * 7.7)) > 0.35).astype(
-            np.float32
-        )
+        mix = (np.sin(u * 17.3 + 4 * np.sin(v * 11.1)) * np.sin(v * 19.7 + 3 * np.sin(u * 7.7)) > 0.35).astype(np.float32)
     else:
         mix = np.zeros_like(u)
     first, second = np.array(spec.colour, np.float32), np.array(spec.second, np.float32)

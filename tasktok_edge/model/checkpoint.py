@@ -67,16 +67,12 @@ def load_oracles(name: str | Path | None = None) -> nn.ModuleDict:
     if not path.is_file():
         path = checkpoint_folder(SHIPPED[0]) / _ORACLES  # an edge model is judged by its server's oracles
     config = TaskTokConfig.model_validate_json((path.parent / _CONFIG).read_bytes())
-    nets = nn.ModuleDict(
-        {task: build_task_net(part, image_size=config.image_size) for task, part in config.tasks.items()}
-    )
+    nets = nn.ModuleDict({task: build_task_net(part, image_size=config.image_size) for task, part in config.tasks.items()})
     _fill(nets, path)
     return nets.eval().requires_grad_(False)
 
 
-def save_checkpoint(
-    folder: Path, model: TaskTok, *, oracles: nn.Module | None = None, facts: Mapping[str, object]
-) -> None:
+def save_checkpoint(folder: Path, model: TaskTok, *, oracles: nn.Module | None = None, facts: Mapping[str, object]) -> None:
     """Write a checkpoint; matrices are kept in fp16 (half the download), vectors and statistics in fp32.
 
     `facts` (recipe, steps, accuracies) goes into provenance.json, for people.
@@ -110,9 +106,7 @@ def _fill(module: nn.Module, path: Path) -> None:
         if n in state and state[n].shape != v.shape
     ]
     faults += [
-        f"'{n}' holds NaN or infinity"
-        for n, v in state.items()
-        if v.is_floating_point() and not torch.isfinite(v).all()
+        f"'{n}' holds NaN or infinity" for n, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()
     ]
     if faults:
         more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tasktok_edge.model.config import ViTConfig
-from tasktok_edge.model.vit import Transformer, embedding, init_weights
+from tasktok_edge.model.vit import Transformer, init_weights, token_embedding
 
 
 class Refiner(nn.Module):
@@ -15,7 +15,7 @@ class Refiner(nn.Module):
     def __init__(self, config: ViTConfig, *, tokens: int, channels: int) -> None:
         super().__init__()
         self.conv_in = nn.Linear(channels, config.width)
-        self.latent_positional_embedding = embedding(tokens, config.width)
+        self.latent_positional_embedding = token_embedding(tokens, config.width)
         self.ln_pre = nn.LayerNorm(config.width)
         self.transformer = Transformer(config)
         self.ln_post = nn.LayerNorm(config.width)

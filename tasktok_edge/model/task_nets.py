@@ -11,9 +11,7 @@ class ConvBN(nn.Sequential):
     """3x3 convolution, batch normalisation, ReLU."""
 
     def __init__(self, n_in: int, n_out: int, *, stride: int = 1) -> None:
-        super().__init__(
-            nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=False)
-        )
+        super().__init__(nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=False))
 
 
 class BasicBlock(nn.Module):
@@ -26,9 +24,7 @@ class BasicBlock(nn.Module):
         self.bn_2 = nn.BatchNorm2d(n_out)
         same = stride == 1 and n_in == n_out
         self.shortcut = (
-            nn.Identity()
-            if same
-            else nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+            nn.Identity() if same else nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,10 +1,24 @@
 """The 1-D tokenizer: an image becomes N latent tokens, and back (TiTok, arXiv 2406.07550; TaskTok bypasses the quantiser)."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from tasktok_edge.model.config import TokenizerConfig
-from tasktok_edge.model.vit import Transformer, embedding, init_weights
+from tasktok_edge.model.vit import Transformer, embedding, grid_embedding, init_weights, token_embedding
+
+
+def _positions(config: TokenizerConfig, width: int) -> nn.Parameter:
+    """The class embedding's place, then the patches', (1 + G*G, D)."""
+    return nn.Parameter(torch.cat([torch.zeros(1, width), grid_embedding(config.grid, config.grid, width).data]))
+
+
+@torch.no_grad()
+def _see_contrast(patch_embed: nn.Conv2d) -> None:
+    """Start with mid grey at zero and contrasts as loud as positions: images in [0, 1] are nearly constant else."""
+    patch_embed.weight *= 8
+    cast(nn.Parameter, patch_embed.bias).copy_(-0.5 * patch_embed.weight.sum((1, 2, 3)))
 
 
 class Encoder(nn.Module):
@@ -16,14 +30,15 @@ class Encoder(nn.Module):
         self.latent_rows = slice(config.grid**2 + 1, config.grid**2 + 1 + config.tokens)
         self.patch_embed = nn.Conv2d(3, width, config.patch, config.patch)
         self.class_embedding = embedding(1, width)
-        self.positional_embedding = embedding(config.grid**2 + 1, width)
-        self.latent_tokens = embedding(config.tokens, width)
-        self.latent_positional_embedding = embedding(config.tokens, width)
+        self.positional_embedding = _positions(config, width)
+        self.latent_tokens = nn.Parameter(torch.zeros(config.tokens, width))
+        self.latent_positional_embedding = token_embedding(config.tokens, width)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(config.encoder)
         self.ln_post = nn.LayerNorm(width)
         self.conv_out = nn.Linear(width, config.channels)  # a 1x1 convolution in the official file
         self.apply(init_weights)
+        _see_contrast(self.patch_embed)
 
     def forward(self, image: Tensor) -> Tensor:
         b = image.shape[0]
@@ -46,17 +61,20 @@ class Decoder(nn.Module):
         self.patch_rows = slice(1, config.grid**2 + 1)
         self.decoder_embed = nn.Linear(config.channels, width)
         self.class_embedding = embedding(1, width)
-        self.positional_embedding = embedding(config.grid**2 + 1, width)
-        self.mask_token = embedding(1, width)
-        self.latent_positional_embedding = embedding(config.tokens, width)
+        self.positional_embedding = _positions(config, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, width))
+        self.latent_positional_embedding = token_embedding(config.tokens, width)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(config.decoder)
         self.ln_post = nn.LayerNorm(width)
         self.ffn = nn.Linear(width, config.patch**2 * 3)  # a 1x1 convolution in the official file
         self.conv_out = nn.Conv2d(3, 3, 3, padding=1)
         self.apply(init_weights)
+        # Starts as an even grey: what is learned first is then a read-out of the features, and their content survives.
+        nn.init.zeros_(self.ffn.weight)
+        nn.init.constant_(self.ffn.bias, 0.5)
         nn.init.dirac_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias) if self.conv_out.bias is not None else None
+        nn.init.zeros_(cast(nn.Parameter, self.conv_out.bias))
 
     def forward(self, tokens: Tensor) -> Tensor:
         b, g, p = tokens.shape[0], self.grid, self.patch

@@ -1,11 +1,12 @@
 """Pre-norm transformer blocks, written so that every converter takes them: static shapes, slices, F.linear."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasktok_edge.model.config import ViTConfig
-
 
 Rows = Tensor | slice  # constant indices, or a run of rows where they stand together
 
@@ -83,13 +84,55 @@ class Transformer(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Truncated normal 0.02 for linears and embeddings, as ViTs are usually started."""
+    """Xavier for linears, and for attention the mimetic start of arXiv 2305.09828.
+
+    With it each row first looks at rows like itself, here: at rows of a near position. A 1-D tokenizer that has to find out
+    which latent token looks where learns nothing for thousands of steps from a small random start.
+    """
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, Attention):
+        _mimetic(module)
+
+
+@torch.no_grad()
+def _mimetic(attention: Attention) -> None:
+    # Section 3 there: Wq Wk^T = a I + noise head by head, Wv Wo = b I + noise, each split by its singular values.
+    d, heads = attention.width, attention.heads
+    head = d // heads
+
+    def near_identity(gain: float) -> Tensor:
+        return gain * (torch.eye(d) + torch.randn(d, d) * d**-0.5)
+
+    for i in range(heads):
+        u, s, v = torch.linalg.svd(near_identity(0.7))
+        keep = slice(i * head, (i + 1) * head)
+        attention.qkv.weight[keep] = (u[:, keep] * s[keep].sqrt()).T
+        attention.qkv.weight[d : 2 * d][keep] = v[keep] * s[keep, None].sqrt()
+    u, s, v = torch.linalg.svd(near_identity(1.0))  # 0.4 there; what a token reads must not drown in where it is
+    attention.qkv.weight[2 * d :] = v * s.sqrt()[:, None]
+    attention.out_proj.weight.copy_(u * s.sqrt())
 
 
 def embedding(*shape: int) -> nn.Parameter:
     """A learned embedding, started at a normal of width**-0.5."""
     return nn.Parameter(shape[-1] ** -0.5 * torch.randn(*shape))
+
+
+def grid_embedding(rows: int, columns: int, width: int) -> nn.Parameter:
+    """A learned embedding (rows * columns, width) started at the sines and cosines of its places in the unit square."""
+    y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
+    n = width // 4
+    frequencies = math.pi * 2 ** torch.linspace(0, 4, n)
+    waves = [f(place.reshape(-1, 1) * frequencies) for place in (x, y) for f in (torch.sin, torch.cos)]
+    start = torch.zeros(rows * columns, width)
+    start[:, : 4 * n] = torch.cat(waves, 1)
+    return nn.Parameter(start)
+
+
+def token_embedding(tokens: int, width: int) -> nn.Parameter:
+    """A learned embedding of latent tokens, started as if they lay on a grid over the image."""
+    rows = next(r for r in range(math.isqrt(tokens), 0, -1) if tokens % r == 0)
+    return grid_embedding(rows, tokens // rows, width)

@@ -51,10 +51,12 @@ class Group:
     rate: float
     steps: int
     weight_decay: float = 0.0
+    warm_up: int = 0
+    beta_2: float = 0.999
 
     def __post_init__(self) -> None:
         self.updates = 0
-        self.optimizer = torch.optim.AdamW(self.parameters, self.rate, weight_decay=self.weight_decay)
+        self.optimizer = torch.optim.AdamW(self.parameters, self.rate, betas=(0.9, self.beta_2), weight_decay=self.weight_decay)
 
     def update(self, accelerator: Accelerator) -> None:
         """Average the gradients over processes, step, forget them."""
@@ -63,8 +65,9 @@ class Group:
                 if p.grad is not None:
                     p.grad = accelerator.reduce(p.grad, reduction="mean")
         share = min(self.updates / max(self.steps, 1), 1.0)
+        warm_up = min((self.updates + 1) / (self.warm_up + 1), 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = 1e-7 + (self.rate - 1e-7) * 0.5 * (1 + math.cos(math.pi * share))
+            group["lr"] = 1e-7 + (self.rate - 1e-7) * 0.5 * (1 + math.cos(math.pi * share)) * warm_up
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.updates += 1

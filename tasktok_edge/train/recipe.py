@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasktok_edge.errors import unknown_word
+from tasktok_edge.errors import UsageError
 
 
 class _Stage(BaseModel):
@@ -31,6 +31,8 @@ class TokenizerStage(_Stage):
 
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
+    warm_up: int = 50
+    beta_2: float = 0.95
     feature_weight: float = 0.5
     degraded_share: float = Field(default=0.25, ge=0, lt=1)
 
@@ -85,9 +87,9 @@ RECIPES: dict[str, Recipe] = {
         versions=2,
         task_nets=TaskNetStage(steps=1600, batch=32),
         prerestorer=PreRestorerStage(steps=1000, batch=16),
-        tokenizer=TokenizerStage(steps=2200, batch=32),
-        greedy=GreedyStage(frames=24),
-        joint=JointStage(steps=2600, batch=24),
+        tokenizer=TokenizerStage(steps=1500, batch=20),
+        greedy=GreedyStage(frames=16),
+        joint=JointStage(steps=2000, batch=20),
     ),
     "tiny": Recipe(
         preset="tiny",
@@ -105,5 +107,5 @@ RECIPES: dict[str, Recipe] = {
 def recipe(name: str) -> Recipe:
     """Give the recipe of this name; UsageError lists what there is."""
     if name not in RECIPES:
-        raise unknown_word("recipe", name, RECIPES)
+        raise UsageError(f"no recipe is named '{name}': choose one of {', '.join(RECIPES)}")
     return RECIPES[name]

@@ -93,7 +93,9 @@ def train_prerestorer(run: Run) -> Iterator[Progress]:
 def train_tokenizer(run: Run) -> Iterator[Progress]:
     """Pixels and, in turn, each task's features on clean frames (and on some pre-restored ones)."""
     stage, model, tasks = run.recipe.tokenizer, run.model, list(run.model.config.tasks)
-    group = Group(list(model.tokenizer.parameters()), stage.learning_rate, stage.steps, stage.weight_decay)
+    group = Group(
+        list(model.tokenizer.parameters()), stage.learning_rate, stage.steps, stage.weight_decay, stage.warm_up, stage.beta_2
+    )
 
     def step(i: int, batch: Batch) -> dict[str, Tensor]:
         oracle = run.oracle(tasks[i % len(tasks)])
@@ -115,9 +117,7 @@ def train_tokenizer(run: Run) -> Iterator[Progress]:
         group.update(run.accelerator)
         return {"pixels": pixels.detach(), "features": features.detach()}
 
-    yield from _stage(
-        run, "tokenizer", {"tokenizer": model.tokenizer}, {"tokenizer": group}, stage.steps, stage.batch, step
-    )
+    yield from _stage(run, "tokenizer", {"tokenizer": model.tokenizer}, {"tokenizer": group}, stage.steps, stage.batch, step)
     model.tokenizer.encoder.requires_grad_(False)
 
 
@@ -148,9 +148,7 @@ def train_joint(run: Run) -> Iterator[Progress]:
     weights = np.array([stage.task_draw[task] for task in tasks])
     share = dict(zip(tasks, weights / weights.sum(), strict=True))
     groups = {
-        "decoder": Group(
-            list(model.tokenizer.decoder.parameters()), stage.decoder_rate, stage.steps, stage.weight_decay
-        ),
+        "decoder": Group(list(model.tokenizer.decoder.parameters()), stage.decoder_rate, stage.steps, stage.weight_decay),
         "refiner": Group(list(model.refiner.parameters()), stage.refiner_rate, stage.steps, stage.weight_decay),
     }
     for task in tasks:
@@ -190,9 +188,7 @@ def train_joint(run: Run) -> Iterator[Progress]:
 
         student.train().requires_grad_(True)
         half = len(clean) // 2
-        both = {
-            key: torch.cat([value, value[:half]]) for key, value in batch.items() if key not in ("clean", "degraded")
-        }
+        both = {key: torch.cat([value, value[:half]]) for key, value in batch.items() if key not in ("clean", "degraded")}
         with run.accelerator.autocast():
             features = student.features(torch.cat([restored.detach().float(), clean[:half]]))
             answer = task_loss(student, kind, features, both)

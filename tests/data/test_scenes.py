@@ -1,7 +1,7 @@
 """Scenes: reproducible, split apart, and labelled with what is really in the picture."""
 
-from functools import lru_cache
 from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import get_args
 

@@ -1,0 +1,87 @@
+"""`tasktok-edge run BUNDLE PICTURE…`: restore pictures on this machine and say what the task sees."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from tasktok_edge.errors import FrameError, UsageError
+from tasktok_edge.runtimes import Answer, Classification, Segmentation, Session, load
+
+SHOWN_SCORE = 0.3
+
+
+def restore_command(
+    bundle: Annotated[Path, typer.Argument(help="a bundle: a folder, or a .ttk file")],
+    pictures: Annotated[list[Path], typer.Argument(help="PNG or JPEG files of any size")],
+    task: Annotated[str | None, typer.Option(help="what to restore for; needed if the bundle has several")] = None,
+    out: Annotated[Path, typer.Option(help="folder for the restored pictures")] = Path("out/restored"),
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Restore pictures with a bundle and give the task's answer for each."""
+    frames = [read_picture(path) for path in pictures]
+    names = [path.stem for path in pictures]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise UsageError(f"two pictures are named {', '.join(sorted(twice))}: their restored files would be one")
+    with load(bundle, device) as session:
+        rows = list(_restore(session, frames, names, task, out))
+        where = f"{session.bundle.manifest.name} on {session.device.native}, {session.precision}"
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("picture", "answer", "restored", title=where)
+    for row in rows:
+        table.add_row(row["picture"], row["said"], row["restored"])
+    Console(soft_wrap=True).print(table)
+
+
+def _restore(
+    session: Session, frames: list[NDArray[np.uint8]], names: list[str], task: str | None, out: Path
+) -> Iterator[dict[str, Any]]:
+    for frame, name in zip(frames, names, strict=True):
+        result = session(frame, task)
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / f"{name}.png"
+        if not cv2.imwrite(str(path), cv2.cvtColor(result.frame, cv2.COLOR_RGB2BGR)):
+            raise UsageError(f"{path} could not be written: choose another --out")
+        yield {"picture": name, "restored": str(path), "said": say(result.answer), "answer": _plain(result.answer)}
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """Read a picture file as (H, W, 3) uint8 RGB; FrameError where it is none."""
+    if not path.is_file():
+        raise FrameError(f"there is no picture at {path}")
+    data = np.fromfile(path, np.uint8)  # imread would print its own complaint
+    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if picture is None:
+        raise FrameError(f"{path} is not a picture that OpenCV reads: give a PNG or JPEG file")
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def say(answer: Answer) -> str:
+    """Put an answer into a few words."""
+    if isinstance(answer, Classification):
+        return f"{answer.label} ({answer.scores[answer.index]:.0%})"
+    if isinstance(answer, Segmentation):
+        shares = np.bincount(answer.mask.ravel(), minlength=len(answer.labels)) / answer.mask.size
+        return ", ".join(f"{answer.labels[i]} {shares[i]:.1%}" for i in np.argsort(-shares) if shares[i] >= 0.001)
+    sure = [(answer.names[k], s) for k, s in zip(answer.labels, answer.scores, strict=True) if s >= SHOWN_SCORE]
+    return ", ".join(f"{name} {score:.2f}" for name, score in sure) or "nothing found"
+
+
+def _plain(answer: Answer) -> dict[str, Any]:
+    """An answer as JSON takes it; of a mask, the share of every label."""
+    if isinstance(answer, Segmentation):
+        shares = np.bincount(answer.mask.ravel(), minlength=len(answer.labels)) / answer.mask.size
+        return {"shares": dict(zip(answer.labels, shares.round(6).tolist(), strict=True))}
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in asdict(answer).items()}

@@ -1,0 +1,169 @@
+"""Every target: built from the tiny model, read back, run by its engine, equal to PyTorch; failures leave nothing or say so."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tasktok_edge.bundle import read_bundle
+from tasktok_edge.errors import PackageError, UsageError
+from tasktok_edge.export import TARGETS, Target, package_versions, writer
+from tasktok_edge.model.checkpoint import load_checkpoint
+from tasktok_edge.parity import Exported, export_verified
+from tasktok_edge.runtimes import Classification, Detections, Segmentation, load
+
+RUNS_HERE: tuple[Target, ...] = ("openvino", "onnx", "executorch")
+TASKS = ("cls", "seg", "det")
+
+
+@pytest.fixture(scope="module", params=[(t, p) for t in RUNS_HERE for p in ("fp32", "fp16")], ids="-".join)
+def exported(request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    target, precision = request.param
+    out = tmp_path_factory.mktemp("out") / f"{target}-{precision}"
+    return export_verified(load_checkpoint(tiny_checkpoint), target, out, tasks=TASKS, precision=precision)
+
+
+@pytest.mark.slow
+def test_parity_is_measured_and_passes(exported: Exported) -> None:
+    parity = exported.manifest.parity
+    assert parity.status == "passed", parity.reason
+    assert set(parity.psnr_db) == {f"{kind}/{task}" for task in TASKS for kind in ("restore", "predict")}
+    assert min(parity.psnr_db.values()) >= (100 if exported.manifest.precision == "fp32" else 60)
+    assert parity.device and parity.effective_precision
+    assert min(parity.agreement.values()) >= 0.995
+
+
+@pytest.mark.slow
+def test_a_session_answers_every_task_at_any_size(exported: Exported) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8)
+    with load(exported.path) as session:
+        assert session.restore(frame, "seg").shape == frame.shape
+        assert isinstance(session.predict(frame, "cls"), Classification)
+        mask = session.predict(frame, "seg")
+        assert isinstance(mask, Segmentation) and mask.mask.shape == frame.shape[:2]
+        assert isinstance(session.predict(frame, "det"), Detections)
+
+
+@pytest.mark.slow
+def test_the_bundle_says_what_it_is(exported: Exported, tiny_checkpoint: Path) -> None:
+    with read_bundle(exported.path) as bundle:
+        manifest = bundle.manifest
+        assert manifest.verified and manifest.level == "exact"
+        assert manifest.provenance.checkpoint_sha256 == load_checkpoint(tiny_checkpoint).sha256
+        assert {"LICENSE", "README.md", "golden.npz"} <= set(manifest.files)
+        model = load_checkpoint(tiny_checkpoint).model
+        assert {t: list(s.selected_tokens) for t, s in manifest.tasks.items()} == {t: model.switch.selected(t) for t in TASKS}
+
+
+@pytest.mark.slow
+def test_fp16_is_about_half_the_size(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for precision in ("fp32", "fp16"):
+        path = tmp_path / precision
+        export_verified(load_checkpoint(tiny_checkpoint), "onnx", path, tasks=("cls",), precision=precision)
+        proto = onnx.load(path / "model.onnx")
+        sizes[precision] = sum(len(i.raw_data) for i in proto.graph.initializer)
+    assert sizes["fp16"] < 0.6 * sizes["fp32"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_core_ml_is_built_checked_and_said_to_be_unverified(tiny_checkpoint: Path, tmp_path: Path, precision: str) -> None:
+    import coremltools as ct
+
+    done = export_verified(load_checkpoint(tiny_checkpoint), "coreml", tmp_path / "c", tasks=("det",), precision=precision)
+    spec = ct.models.MLModel(str(done.path / "model.mlpackage"), skip_model_load=True).get_spec()
+    described = {f.name: f for f in spec.description.functions}
+    assert set(described) == {"restore_det", "predict_det"}
+    for function in described.values():
+        image = function.input[0].type.imageType
+        assert (image.width, image.height) == (32, 32)
+    assert [o.name for o in described["predict_det"].output] == ["predict_det_boxes", "predict_det_scores"]
+    types = {v.type.tensorType.dataType for f in spec.mlProgram.functions.values()
+             for b in f.block_specializations.values() for op in b.operations for v in op.outputs}  # fmt: skip
+    half = 10  # MIL's FLOAT16
+    assert (half in types) == (precision == "fp16")
+    if sys.platform != "darwin":
+        assert done.manifest.parity.status == "not_run"
+        assert "macOS" in str(done.manifest.parity.reason)
+
+
+@pytest.mark.slow
+def test_a_bundle_that_fails_parity_is_kept_and_exits_3(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tasktok_edge.cli import run
+
+    monkeypatch.setitem(writer.FLOOR_DB, "fp32", 190.0)  # nothing but equal bits reaches that
+    out = tmp_path / "out"
+    code = run(["export", "--target", "onnx", "--checkpoint", str(tiny_checkpoint), "--out", str(out), "--task", "cls"])
+    assert code == 3
+    assert "parity failed" in capsys.readouterr().err
+    manifest = json.loads((out / "tiny-onnx-fp32" / "manifest.json").read_text())
+    assert manifest["parity"]["status"] == "failed"
+
+
+def test_a_converter_that_breaks_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasktok_edge.export import onnx as target
+
+    def half_done(model: object, functions: object, folder: Path, *, precision: str) -> None:
+        (folder / "model.onnx").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(target, "build", half_done)
+    with pytest.raises(KeyboardInterrupt):
+        export_verified(load_checkpoint(tiny_checkpoint), "onnx", tmp_path / "out" / "b", tasks=("cls",), precision="fp32")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_interrupted_command_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tasktok_edge.export", "--target", "executorch", "--checkpoint", str(tiny_checkpoint)]
+    root, out = Path(__file__).parents[2], tmp_path / "out"
+    process = subprocess.Popen([*command, "--out", str(out)], cwd=root, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not out.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert out.exists(), "the export never began to write"
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(120) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_refused_before_any_work(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.jpg").write_bytes(b"x")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="mine"):
+            export_verified(
+                load_checkpoint(tiny_checkpoint),
+                "onnx",
+                tmp_path / "mine",
+                tasks=("cls",),
+                precision="fp32",
+                overwrite=overwrite,
+            )
+    assert (tmp_path / "mine" / "photo.jpg").exists()
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    with pytest.raises(PackageError, match=r"tasktok-edge\[export\]") as caught:
+        package_versions("coreml")
+    assert caught.value.exit_code == 4
+
+
+def test_targets_have_one_line_each() -> None:
+    assert set(TARGETS) == {"executorch", "coreml", "openvino", "onnx"}
