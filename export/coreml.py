@@ -17,7 +17,6 @@ from tasktok_edge.errors import VerdictError
 from tasktok_edge.export.graph import Deployed, Function, output_names
 from tasktok_edge.model.tasktok import TaskTok
 
-PACKAGES = ("coremltools", "torch", "numpy")
 FILE = "model.mlpackage"
 TARGET = ct.target.iOS18  # several functions in one package need it
 

@@ -14,7 +14,6 @@ from tasktok_edge.export.graph import Deployed, Function
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.model.vit import Attention, Rows, take
 
-PACKAGES = ("executorch", "torch", "torchao")
 FILE = "model.pte"
 
 
@@ -58,7 +57,7 @@ class DelegatedAttention(nn.Module):
         return x.reshape(x.shape[1], self.heads, -1).transpose(0, 1)
 
 
-def delegated(module: nn.Module) -> nn.Module:
+def delegated(module: TaskTok) -> TaskTok:
     """Give a copy with the same weights and results whose operators XNNPACK takes."""
     module = deepcopy(module)
     for parent in list(module.modules()):

@@ -11,7 +11,6 @@ from onnx import TensorProto, helper, numpy_helper
 from tasktok_edge.export.graph import Deployed, Function, output_names
 from tasktok_edge.model.tasktok import TaskTok
 
-PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch")
 FILE = "model.onnx"
 OPSET = 20  # the newest that ONNX Runtime, OpenVINO and the mobile providers all read
 

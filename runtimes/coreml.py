@@ -6,7 +6,7 @@ an RGB image named `frame`, so Pillow is needed too.
 
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -105,6 +105,10 @@ class CoreMlRunning:
             for spec in self._functions[function].outputs:
                 found[spec.name] = np.asarray(outputs[spec.name], np.float32)
         return found
+
+    def native(self, function: str, batch: NDArray[np.uint8]) -> Callable[[], object]:
+        """The engine's own bare call for one function and batch: what bench holds the shim against."""
+        return lambda: self.run((function,), batch)
 
     def close(self) -> None:
         self._models.clear()

@@ -1,6 +1,6 @@
 """What the shim asks of an engine. Each engine is a module with these functions; there is no base class."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -41,6 +41,9 @@ class Running(Protocol):
 
         Not for two threads at a time. Raises DeviceError where the engine fails.
         """
+
+    def native(self, function: str, batch: NDArray[np.uint8]) -> Callable[[], object]:
+        """The engine's own bare call for one function and batch: what bench holds the shim against."""
 
     def close(self) -> None: ...
 

@@ -5,7 +5,7 @@ What runs where was decided at the export: a .pte names its delegates, and other
 delegate is never offered: it ends the process with a segmentation fault.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -90,6 +90,11 @@ class ExecuTorchRunning:
             for name, output in zip(names, outputs, strict=True):
                 found[name] = output.numpy()
         return found
+
+    def native(self, function: str, batch: NDArray[np.uint8]) -> Callable[[], object]:
+        """The engine's own bare call for one function and batch: what bench holds the shim against."""
+        method, _ = self._methods.get(function) or self._load(function)
+        return lambda: method.execute((self._from_numpy(batch),))
 
     def close(self) -> None:
         self._methods.clear()

@@ -5,7 +5,7 @@ and would hide which device answers.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -112,6 +112,11 @@ class OpenVinoRunning:
         except RuntimeError as error:
             raise DeviceError(f"OpenVINO failed on {self._device}: {first_line(error)}") from None
         return dict(zip(names, results.values(), strict=True))
+
+    def native(self, function: str, batch: NDArray[np.uint8]) -> Callable[[], object]:
+        """The engine's own bare call for one function and batch: what bench holds the shim against."""
+        request, _ = self._requests.get((function,)) or self._compile((function,))
+        return lambda: request.infer(batch, share_inputs=True)
 
     def close(self) -> None:
         self._requests.clear()

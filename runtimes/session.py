@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -101,6 +101,11 @@ class Session:
             raise FrameError(f"a batch is {self._shape} uint8, this is {batch.shape} {batch.dtype}")
         with self._lock:
             return self._open().run(names, np.ascontiguousarray(batch))
+
+    def native_call(self, function: str, batch: NDArray[np.uint8]) -> Callable[[], object]:
+        """Give the engine's own bare call, without the shim; for bench alone."""
+        with self._lock:
+            return self._open().native(function, batch)
 
     def warm_up(self) -> None:
         """Compile and prove every way of calling, so that no frame has to wait for it."""

@@ -4,12 +4,23 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tasktok_edge.data.heldout import held_out
+from tasktok_edge.frames import crop_resize, windows
+from tasktok_edge.model.checkpoint import load_checkpoint
+from tasktok_edge.reference import Reference
+from tasktok_edge.runtimes import Session, load
+
 WARM_UP = 5
+OVERHEAD_RUNS = 300
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,71 @@ def _percentile(ordered: list[float], share: float) -> float:
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
+@dataclass(frozen=True)
+class Overhead:
+    """What the shim adds to a call of `restore` for a frame of the function's size."""
+
+    bundle: str
+    engine_us: float  # median of the engine's own call, uint8 batch in, float arrays out
+    shim_us: float  # median of what session.restore takes more: check, batch, finite test, rounding to uint8
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Latency by task, the server first; what the shim costs, by bundle."""
+
+    latency: dict[str, list[Latency]]
+    overhead: list[Overhead]
+
+
+@dataclass(frozen=True)
+class Doing:
+    """What is being done, and how far it is."""
+
+    what: str
+    done: int = 0
+    total: int = 0
+
+
+def compare(
+    bundles: Sequence[Path], *, server: str, device: str = "auto", runs: int, threads: int
+) -> Iterator[Doing | Comparison]:
+    """Measure frame in, answer out of the server model and every bundle; yields what is done, the `Comparison` last."""
+    import torch
+
+    torch.set_num_threads(threads)
+    teacher = Reference(load_checkpoint(server).model)
+    sessions = [load(bundle, device, threads=threads, proof="measured") for bundle in bundles]
+    held = next(held_out(1)).degraded
+    latency: dict[str, list[Latency]] = {}
+    for task in teacher.tasks:
+        frame = crop_resize(held, windows(*held.shape[:2])[0], teacher.size)
+        candidates: dict[str, Callable[[], object]] = {f"{server}, PyTorch": partial(teacher.predict, frame, task)}
+        for session in sessions:
+            if task in session.tasks:
+                candidates[session.bundle.manifest.name] = partial(session.predict, frame, task)
+        yield Doing(f"latency, {task}")
+        latency[task] = measure(candidates, runs=runs)
+    overhead = []
+    for session in sessions:
+        yield Doing(f"shim, {session.bundle.manifest.name}")
+        overhead.append(_overhead(session, held))
+        session.close()
+    yield Comparison(latency, overhead)
+
+
+def _overhead(session: Session, held: NDArray[np.uint8]) -> Overhead:
+    """Time the whole call and the engine's share of it in turn."""
+    task = session.tasks[0]
+    frame = crop_resize(held, windows(*held.shape[:2])[0], session.size)
+    bare = session.native_call(f"restore/{task}", frame[None])
+    engine, whole = measure(
+        {"engine": bare, "whole": lambda: session.restore(frame, task)},
+        runs=OVERHEAD_RUNS,
+    )
+    return Overhead(session.bundle.manifest.name, 1e3 * engine.p50_ms, 1e3 * (whole.p50_ms - engine.p50_ms))
+
+
 def machine(threads: int) -> str:
     """The machine, its cores, the threads each candidate was given, and the versions, in one line."""
     model = platform.processor() or platform.machine()
@@ -77,3 +153,9 @@ def machine(threads: int) -> str:
         except metadata.PackageNotFoundError:
             continue
     return f"{model}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)} each; {', '.join(versions)}"
+
+
+if __name__ == "__main__":  # python -m tasktok_edge.bench
+    from tasktok_edge.cli import verb
+
+    verb("bench")()

@@ -1,6 +1,7 @@
 """The command line: `tasktok-edge VERB`, each also as `python -m tasktok_edge.VERB`. Printing belongs here alone."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,15 +9,18 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.status import Status
 
 from tasktok_edge import __version__
 from tasktok_edge.errors import PackageError, TaskTokEdgeError, UsageError, VerdictError, unknown_word
+from tasktok_edge.manifest import Precision
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-console = Console()
+# A pipe has no width, and a table cut to 80 columns is of no use in a log.
+console = Console(width=None if sys.stdout.isatty() else 150)
 errors = Console(stderr=True)
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16"}
 # typer carries its own click and names only leaves of its errors in public: this is their base.
 CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 CheckpointOption = Annotated[
@@ -48,9 +52,10 @@ def export(
     """Write a bundle from a checkpoint, and measure it against the PyTorch model."""
     from tasktok_edge.export import targets
 
-    _check_words(precision=precision)
+    chosen = _precision(precision)
     wanted = targets(target)
     _need("export", "torch", "safetensors", "pycocotools", "torchmetrics")
+    _hush_converters()
     from tasktok_edge.model.checkpoint import load_checkpoint
     from tasktok_edge.parity import export_verified
     from tasktok_edge.show import export_table
@@ -68,16 +73,20 @@ def export(
     done = []
     for name, path in paths.items():
         with errors.status(f"{name}: starting") as status:
+
+            def say(what: str, name: str = name, status: Status = status) -> None:
+                status.update(f"{name}: {what}")
+
             done.append(
                 export_verified(
                     loaded,
                     name,
                     path,
                     tasks=tasks,
-                    precision=precision,
+                    precision=chosen,
                     overwrite=overwrite,
-                    say=lambda what, name=name: status.update(f"{name}: {what}"),
-                )  # fmt: skip
+                    say=say,
+                )
             )
     if as_json:
         print(json.dumps([{"path": str(d.path), **json.loads(d.manifest.model_dump_json(exclude={"files"}))} for d in done]))
@@ -176,6 +185,23 @@ def validate(
 
 
 @app.command()
+def bench(
+    bundles: Annotated[list[Path], typer.Argument(help="bundles to measure")],
+    server: Annotated[str, typer.Option("--checkpoint", help="the server model, the others' measure")] = "scenes-server",
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
+    runs: Annotated[int, typer.Option(help="rounds, each candidate once a round", min=3)] = 100,
+    threads: Annotated[int, typer.Option(help="threads for every engine", min=1)] = 1,
+) -> None:
+    """Latency of bundles beside the server model in PyTorch, and what the shim costs over its engine; interleaved, one run."""
+    _need("train", "torch", "safetensors")
+    from tasktok_edge.bench import compare
+    from tasktok_edge.show import latency_table, progress_of
+
+    found = progress_of(errors, compare(bundles, server=server, device=device, runs=runs, threads=threads))
+    console.print(latency_table(found, threads=threads))
+
+
+@app.command()
 def demo(
     checkpoint: CheckpointOption = None,
     precision: Annotated[str, typer.Option(help="fp32 or fp16")] = "fp32",
@@ -185,14 +211,13 @@ def demo(
     threads: Annotated[int, typer.Option(help="threads for every engine", min=1)] = 1,
 ) -> None:
     """Export the shipped model for every target, run what runs here on held-out degraded frames, show table and picture."""
-    _check_words(precision=precision)
+    chosen = _precision(precision)
     _need("export", "torch", "safetensors", "pycocotools", "torchmetrics", "matplotlib")
+    _hush_converters()
     from tasktok_edge.demo import Outcome, run_demo
     from tasktok_edge.show import print_outcome, progress_of
 
-    outcome = progress_of(
-        errors, run_demo(out, checkpoint=checkpoint, precision=precision, n=frames, runs=runs, threads=threads)
-    )
+    outcome = progress_of(errors, run_demo(out, checkpoint=checkpoint, precision=chosen, n=frames, runs=runs, threads=threads))
     assert isinstance(outcome, Outcome)
     failed = print_outcome(console, outcome, threads=threads)
     if failed:
@@ -212,9 +237,21 @@ def scenes(
     console.print(f"saved {out}", soft_wrap=True, highlight=False)
 
 
-def _check_words(*, precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise unknown_word("precision", precision, PRECISIONS)
+def _precision(word: str) -> Precision:
+    if word not in PRECISIONS:
+        raise unknown_word("precision", word, PRECISIONS)
+    return PRECISIONS[word]
+
+
+def _hush_converters() -> None:
+    """Keep the converters' talk about themselves (untested versions, absent optional parts) out of our output."""
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    for name in ("coremltools", "torch", "torch.onnx", "torchao", "root"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TORCH_LOGS", "-all")
 
 
 def _need(extra: str, *modules: str) -> None:
@@ -233,10 +270,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command and give its exit code: STYLE of this project, 0 done, 2 wrong use, 3 verdict failed, 4, 5, 130."""
+    from tasktok_edge.apps.restore import restore_command
     from tasktok_edge.runtimes.cli import devices_command
 
-    if not any(command.callback is devices_command for command in app.registered_commands):
-        app.command("devices")(devices_command)
+    for name, command in (("devices", devices_command), ("run", restore_command)):
+        if not any(known.callback is command for known in app.registered_commands):
+            app.command(name)(command)
     known = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback is not None]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         return _fail(unknown_word("command", arguments[0], known))

@@ -10,6 +10,7 @@ from tasktok_edge.bench import Latency, measure
 from tasktok_edge.data.heldout import HeldOut, held_out
 from tasktok_edge.export import TARGETS
 from tasktok_edge.frames import crop_resize, windows
+from tasktok_edge.manifest import Precision
 from tasktok_edge.model.checkpoint import Checkpoint, load_checkpoint
 from tasktok_edge.parity import Exported, export_verified
 from tasktok_edge.picture import before_after
@@ -33,7 +34,7 @@ class Outcome:
 
 
 def run_demo(
-    out: Path, *, checkpoint: str | None, precision: str, n: int, runs: int, threads: int
+    out: Path, *, checkpoint: str | None, precision: Precision, n: int, runs: int, threads: int
 ) -> Iterator[Doing | Outcome]:
     """Do it all under `out`; yields what is being done, and the `Outcome` last."""
     torch.set_num_threads(threads)

@@ -15,6 +15,7 @@ from tasktok_edge.data.scenes import Frame
 from tasktok_edge.runtimes.answers import Answer, Classification, Detections, Segmentation
 
 METRIC_NAMES = {"cls": "top-1", "seg": "mIoU", "det": "mAP"}
+Record = dict[str, object]
 SURE_SCORE = 0.3  # a detection that a person would draw; below it, answers may come and go with the last digit
 SAME_BOX_IOU = 0.9
 SAME_MASK = 0.995  # share of equal pixels
@@ -43,7 +44,7 @@ def score(answers: Sequence[Answer], truth: Sequence[Frame]) -> float:
 
 def coco_map(answers: Sequence[Detections], truth: Sequence[Frame]) -> float:
     """COCO mAP averaged over IoU .50 to .95, by pycocotools; boxes in pixels of the frame."""
-    images, annotations, results = [], [], []
+    images, annotations, results = list[Record](), list[Record](), list[Record]()
     for i, (answer, frame) in enumerate(zip(answers, truth, strict=True), 1):
         images.append({"id": i})
         for box, label in zip(frame.boxes.tolist(), frame.box_labels.tolist(), strict=True):
@@ -70,7 +71,7 @@ def coco_map(answers: Sequence[Detections], truth: Sequence[Frame]) -> float:
     return float(judge.stats[0])
 
 
-def _coco_box(box: Sequence[float]) -> dict[str, object]:
+def _coco_box(box: Sequence[float]) -> Record:
     x0, y0, x1, y1 = box
     return {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasktok_edge.bundle import Parity, replace_parity
 from tasktok_edge.data.heldout import held_out
@@ -13,7 +14,7 @@ from tasktok_edge.export import Target
 from tasktok_edge.export.graph import functions_of
 from tasktok_edge.export.writer import GOLDEN_FRAMES, write_bundle
 from tasktok_edge.frames import crop_resize, windows
-from tasktok_edge.manifest import MANIFEST, Manifest, parse_manifest
+from tasktok_edge.manifest import MANIFEST, Manifest, Precision, parse_manifest
 from tasktok_edge.metrics import same_answer
 from tasktok_edge.model.checkpoint import Checkpoint
 from tasktok_edge.reference import Reference, golden_answers
@@ -40,7 +41,7 @@ def export_verified(
     out: Path,
     *,
     tasks: tuple[str, ...],
-    precision: str,
+    precision: Precision,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Exported:
@@ -59,7 +60,7 @@ def export_verified(
             tasks=tasks,
             precision=precision,
             frames=golden,
-            answers=answers,  # type: ignore[arg-type]
+            answers=answers,
         )
         say(f"parity on {PARITY_FRAMES} held-out frames")
         manifest = replace_parity(folder, measure_parity(folder, checkpoint, tasks=tasks))
@@ -82,7 +83,7 @@ def measure_parity(folder: Path, checkpoint: Checkpoint, *, tasks: tuple[str, ..
         agreed = dict.fromkeys(tasks, 0)
         for held in held_out(n_frames):
             frame = crop_resize(held.degraded, windows(*held.degraded.shape[:2])[0], session.size)
-            wanted, found = reference.run_raw(names, frame[None]), {}
+            wanted, found = reference.run_raw(names, frame[None]), dict[str, NDArray[np.float32]]()
             for task in tasks:  # as they are called for frames: restore and predict of a task together
                 found |= session.run_raw((f"restore/{task}", f"predict/{task}"), frame[None])
             for spec in specs:

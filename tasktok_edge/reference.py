@@ -1,6 +1,7 @@
 """The PyTorch side of every comparison: the same frames, the same way in and out, the model as it was trained."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -69,11 +70,11 @@ def raw_answer(answer: object, function: Function, kind: str) -> RawOutputs:
     """Name a task network's output as the exported graph does."""
     names = output_names(function, kind)
     if kind == "det":
-        boxes, logits = answer  # type: ignore[misc]
+        boxes, logits = cast(tuple[torch.Tensor, torch.Tensor], answer)
         return dict(zip(names, (boxes.numpy(), torch.sigmoid(logits).numpy()), strict=True))
     if kind == "seg":
-        return {names[0]: answer.permute(0, 2, 3, 1).numpy()}  # type: ignore[attr-defined]
-    return {names[0]: answer.numpy()}  # type: ignore[attr-defined]
+        return {names[0]: cast(torch.Tensor, answer).permute(0, 2, 3, 1).numpy()}
+    return {names[0]: cast(torch.Tensor, answer).numpy()}
 
 
 def oracle_answer(net: nn.Module, frame: NDArray[np.uint8], task: str, config: TaskConfig, size: int) -> Answer:

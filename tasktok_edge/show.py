@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tasktok_edge.bench import machine
+from tasktok_edge.bench import Comparison, machine
 from tasktok_edge.demo import Outcome
 from tasktok_edge.parity import MIN_AGREEMENT, Exported
 from tasktok_edge.validate import Judgement, Scores, won_back
@@ -112,6 +112,22 @@ def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[s
     console.print(f"tokens replaced: {chosen}", highlight=False)
     console.print(f"picture: {outcome.picture}", soft_wrap=True, highlight=False)
     return failed
+
+
+def latency_table(found: Comparison, *, threads: int) -> Table:
+    """Medians and ratios by candidate and task, and the shim's share."""
+    table = Table("candidate", *(f"{task} p50 / p90 ms" for task in found.latency), "times the server", "shim")
+    table.caption = f"frame in, answer out; interleaved; {machine(threads)}"
+    shim = {o.bundle: f"+{o.shim_us:.0f} µs on {o.engine_us:.0f} µs" for o in found.overhead}
+    rows = {latency.name: list[str]() for figures in found.latency.values() for latency in figures}
+    ratios = {name: list[str]() for name in rows}
+    for figures in found.latency.values():
+        for latency in figures:
+            rows[latency.name].append(f"{latency.p50_ms:.2f} / {latency.p90_ms:.2f}")
+            ratios[latency.name].append(f"{latency.ratio:.2f} ({latency.ratio_low:.2f} to {latency.ratio_high:.2f})")
+    for name, cells in rows.items():
+        table.add_row(name, *cells, "\n".join(ratios[name]), shim.get(name, "-"))
+    return table
 
 
 def _size(n: int) -> str:

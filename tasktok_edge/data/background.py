@@ -45,7 +45,7 @@ def draw_background(spec: Background, *, size: int, time: float) -> tuple[NDArra
     dx, dy = (int(np.clip(round(p * time * size), -margin, margin)) for p in spec.pan)
     image = canvas[margin + dy : margin + dy + size, margin + dx : margin + dx + size]
     rows = np.linspace(spec.far, spec.near, size, dtype=np.float32)[:, None]
-    return np.clip(image, 0, 1), np.repeat(rows, size, 1)
+    return np.asarray(np.clip(image, 0, 1), np.float32), np.repeat(rows, size, 1)
 
 
 def _dead_leaves(rng: np.random.Generator, side: int) -> NDArray[np.float32]:

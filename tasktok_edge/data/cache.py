@@ -67,7 +67,7 @@ def build_cache(folder: Path, spec: CacheSpec, *, workers: int = 2) -> Iterator[
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "done.json").unlink(missing_ok=True)
     arrays = {
-        name: open_memmap(folder / f"{name}.npy", "w+", dtype=dtype, shape=shape)
+        name: open_memmap(folder / f"{name}.npy", "w+", dtype=dtype, shape=shape)  # type: ignore[no-untyped-call]
         for name, (shape, dtype) in spec.arrays.items()
     }
     starts = range(0, spec.n, _CHUNK)

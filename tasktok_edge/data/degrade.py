@@ -60,7 +60,7 @@ def shrink(image: Image, scale: float) -> Image:
     """Bilinear, without antialias, to 1/scale of each side; at least one pixel."""
     height, width = image.shape[:2]
     smaller = (max(int(width // scale), 1), max(int(height // scale), 1))
-    return np.asarray(cv2.resize(image, smaller, interpolation=cv2.INTER_LINEAR), np.float32)
+    return cv2.resize(image, smaller, interpolation=cv2.INTER_LINEAR).astype(np.float32, copy=False)
 
 
 def jpeg(image: Image, quality: int) -> Image:
@@ -77,7 +77,8 @@ def apply_mix_b(image: Image, draw: MixB, rng: np.random.Generator) -> Image:
     height, width = image.shape[:2]
     x = cv2.filter2D(image, -1, gaussian_kernel(draw.sigma_x, draw.sigma_y, draw.angle))
     x = shrink(np.asarray(x, np.float32), draw.scale)
-    x = np.clip(x + rng.standard_normal(x.shape, np.float32) * np.float32(draw.noise), 0, 1)
+    noisy = x + rng.standard_normal(x.shape, np.float32) * np.float32(draw.noise)
+    x = np.asarray(np.clip(noisy, 0, 1), np.float32)
     return np.asarray(cv2.resize(jpeg(x, draw.quality), (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 

@@ -41,7 +41,7 @@ def outline(kind: str) -> tuple[NDArray[np.float64], ...]:
         t = np.arccos((1 + 0.55**2 - 0.85**2) / (2 * 0.55))
         inner = np.arctan2(np.sin(t), np.cos(t) - 0.55)
         bite = _arc(full - inner, inner, 32, radius=0.85, centre=(0.55, 0))
-        return (np.concatenate([_arc(t, full - t, 48), bite]) + (0.25, 0),)
+        return (np.concatenate([_arc(t, full - t, 48), bite]) + np.array([0.25, 0]),)
     if kind == "capsule":
         half, r = 0.78, 0.36
         right = _arc(-np.pi / 2, np.pi / 2, 16, radius=r, centre=(half, 0))

@@ -113,6 +113,7 @@ class Detector(nn.Module):
     """
 
     stride = 4
+    centres: Tensor  # (G*G, 2)
 
     def __init__(self, config: TaskConfig, image_size: int) -> None:
         super().__init__()

@@ -80,6 +80,10 @@ class StaticSwitch(nn.Module):
     `TaskTok.replace_selected`, by another order of the same sums.
     """
 
+    selected: Tensor
+    kept: Tensor
+    order: Tensor
+
     def __init__(self, refiner: Refiner, selected: Sequence[int], *, tokens: int) -> None:
         super().__init__()
         self.refiner = refiner

@@ -13,14 +13,13 @@ Batch = Mapping[str, Tensor]
 
 def task_loss(net: TaskNet, kind: str, features: Sequence[Tensor], batch: Batch) -> Tensor:
     """The task's own loss for features of images whose labels are in `batch`."""
-    output = net.answer(list(features))
+    if isinstance(net, Detector):
+        boxes, logits = net.answer(list(features))
+        return detection_loss(boxes.float(), logits.float(), net.centres, batch)
+    logits = net.answer(list(features)).float()
     if kind == "cls":
-        return F.cross_entropy(output.float(), batch["label"])
-    if kind == "seg":
-        return F.cross_entropy(output.float(), batch["semantic"], ignore_index=255)
-    assert isinstance(net, Detector)
-    boxes, logits = output
-    return detection_loss(boxes.float(), logits.float(), net.centres, batch)
+        return F.cross_entropy(logits, batch["label"])
+    return F.cross_entropy(logits, batch["semantic"], ignore_index=255)
 
 
 def detection_loss(boxes: Tensor, logits: Tensor, centres: Tensor, batch: Batch) -> Tensor:

@@ -26,14 +26,13 @@ class PreRestorerStage(_Stage):
 
 
 class TokenizerStage(_Stage):
-    """Pixels and task features of clean frames; `degraded_share` of a batch are pre-restored frames with their own pixels
-    as target, so that the encoder has seen what it will be given."""
+    """L1 of clean frames to themselves; `degraded_share` of a batch are pre-restored frames instead, so that the encoder has
+    seen what it will be given. Task features come later: a decoder that shows nothing yet learns to please them with noise."""
 
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     warm_up: int = 50
     beta_2: float = 0.95
-    feature_weight: float = 0.5
     degraded_share: float = Field(default=0.25, ge=0, lt=1)
 
 
@@ -87,7 +86,7 @@ RECIPES: dict[str, Recipe] = {
         versions=2,
         task_nets=TaskNetStage(steps=1600, batch=32),
         prerestorer=PreRestorerStage(steps=1000, batch=16),
-        tokenizer=TokenizerStage(steps=1500, batch=20),
+        tokenizer=TokenizerStage(steps=1600, batch=24),
         greedy=GreedyStage(frames=16),
         joint=JointStage(steps=2000, batch=20),
     ),

@@ -91,14 +91,13 @@ def train_prerestorer(run: Run) -> Iterator[Progress]:
 
 
 def train_tokenizer(run: Run) -> Iterator[Progress]:
-    """Pixels and, in turn, each task's features on clean frames (and on some pre-restored ones)."""
-    stage, model, tasks = run.recipe.tokenizer, run.model, list(run.model.config.tasks)
+    """L1 of clean frames and of some pre-restored ones to themselves."""
+    stage, model = run.recipe.tokenizer, run.model
     group = Group(
         list(model.tokenizer.parameters()), stage.learning_rate, stage.steps, stage.weight_decay, stage.warm_up, stage.beta_2
     )
 
     def step(i: int, batch: Batch) -> dict[str, Tensor]:
-        oracle = run.oracle(tasks[i % len(tasks)])
         image = to_unit(batch["clean"])
         n = int(len(image) * stage.degraded_share)
         with run.accelerator.autocast():
@@ -106,16 +105,11 @@ def train_tokenizer(run: Run) -> Iterator[Progress]:
                 with torch.no_grad():
                     softened = model.prerestorer(to_unit(batch["degraded"][:n])).float()
                 image = torch.cat([softened, image[n:]])
-            with torch.no_grad():
-                target = oracle.features(image)
-            output = model.decode(model.tokens(image))
-            pixels = F.l1_loss(output.float(), image)
-            features = feature_loss(oracle.features(output), target)
-            loss = pixels + stage.feature_weight * features
+            loss = F.l1_loss(model.decode(model.tokens(image)).float(), image)
         run.accelerator.backward(loss)
         nn.utils.clip_grad_norm_(group.parameters, 1.0)
         group.update(run.accelerator)
-        return {"pixels": pixels.detach(), "features": features.detach()}
+        return {"l1": loss.detach()}
 
     yield from _stage(run, "tokenizer", {"tokenizer": model.tokenizer}, {"tokenizer": group}, stage.steps, stage.batch, step)
     model.tokenizer.encoder.requires_grad_(False)
