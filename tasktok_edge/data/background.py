@@ -45,7 +45,7 @@ def draw_background(spec: Background, *, size: int, time: float) -> tuple[NDArra
     dx, dy = (int(np.clip(round(p * time * size), -margin, margin)) for p in spec.pan)
     image = canvas[margin + dy : margin + dy + size, margin + dx : margin + dx + size]
     rows = np.linspace(spec.far, spec.near, size, dtype=np.float32)[:, None]
-    return np.asarray(np.clip(image, 0, 1), np.float32), np.repeat(rows, size, 1)
+    return np.clip(image, 0, 1).astype(np.float32), np.repeat(rows, size, 1)
 
 
 def _dead_leaves(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
@@ -65,7 +65,7 @@ def _dead_leaves(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
     for place, radius, shape, turn, colour in zip(places, radii, shapes, turns, colours, strict=True):
         axes = (max(int(radius), 1), max(int(radius * shape), 1))
         cv2.ellipse(canvas, (int(place[0]), int(place[1])), axes, float(turn), 0, 360, colour.tolist(), -1)
-    return cv2.GaussianBlur(canvas, (0, 0), 0.6)
+    return np.asarray(cv2.GaussianBlur(canvas, (0, 0), 0.6), np.float32)
 
 
 def _coloured_noise(rng: np.random.Generator, side: int, slope: float) -> NDArray[np.float32]:

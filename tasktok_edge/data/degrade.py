@@ -75,8 +75,8 @@ def jpeg(image: Image, quality: int) -> Image:
 def apply_mix_b(image: Image, draw: MixB, rng: np.random.Generator) -> Image:
     """Blur, shrink, noise, JPEG, back to size: Mix-B with the parameters of `draw`; `rng` gives the noise."""
     height, width = image.shape[:2]
-    x = cv2.filter2D(image, -1, gaussian_kernel(draw.sigma_x, draw.sigma_y, draw.angle))
-    x = shrink(np.asarray(x, np.float32), draw.scale)
+    blurred = cv2.filter2D(image, -1, gaussian_kernel(draw.sigma_x, draw.sigma_y, draw.angle))
+    x = shrink(np.asarray(blurred, np.float32), draw.scale)
     noisy = x + rng.standard_normal(x.shape, np.float32) * np.float32(draw.noise)
     x = np.asarray(np.clip(noisy, 0, 1), np.float32)
     return np.asarray(cv2.resize(jpeg(x, draw.quality), (width, height), interpolation=cv2.INTER_LINEAR), np.float32)

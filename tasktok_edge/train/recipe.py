@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasktok_edge.errors import UsageError
+from tasktok_edge.errors import unknown_word
 
 
 class _Stage(BaseModel):
@@ -86,9 +86,9 @@ RECIPES: dict[str, Recipe] = {
         versions=2,
         task_nets=TaskNetStage(steps=1600, batch=32),
         prerestorer=PreRestorerStage(steps=1000, batch=16),
-        tokenizer=TokenizerStage(steps=1600, batch=24),
+        tokenizer=TokenizerStage(steps=1000, batch=24),
         greedy=GreedyStage(frames=16),
-        joint=JointStage(steps=2000, batch=20),
+        joint=JointStage(steps=2400, batch=20),
     ),
     "tiny": Recipe(
         preset="tiny",
@@ -106,5 +106,5 @@ RECIPES: dict[str, Recipe] = {
 def recipe(name: str) -> Recipe:
     """Give the recipe of this name; UsageError lists what there is."""
     if name not in RECIPES:
-        raise UsageError(f"no recipe is named '{name}': choose one of {', '.join(RECIPES)}")
+        raise unknown_word("recipe", name, RECIPES)
     return RECIPES[name]

@@ -1,0 +1,21 @@
+"""Examples in docstrings are run, so that none of them is wrong."""
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = [
+    "tasktok_edge.errors",
+    "tasktok_edge.frames",
+    "tasktok_edge.validate",
+    "tasktok_edge.model.tasktok",
+    "tasktok_edge.runtimes.selection",
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    module = importlib.import_module(name)
+    found = doctest.testmod(module)
+    assert found.attempted > 0 and found.failed == 0
