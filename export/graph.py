@@ -44,12 +44,20 @@ class Deployed(nn.Module):
 
     Takes `frame` (1, S, S, 3) uint8 RGB, or with `image_input` (1, 3, S, S) float in [0, 1] for formats whose camera input
     does that scaling itself. Gives, in the order of `functions`: restored frames (1, S, S, 3) float, nominal [0, 1];
-    classification logits (1, C); segmentation logits (1, S, S, K); boxes (1, G, 4) xyxy pixels and scores (1, G, C).
+    classification logits (1, C); segmentation logits (1, S, S, K); boxes (1, G, 4) xyxy pixels and scores (1, G, C). `dtype` is
+    what the model's weights have and what is computed in; outputs are float32.
     """
 
-    def __init__(self, model: TaskTok, functions: Sequence[Function], *, image_input: bool = False) -> None:
+    def __init__(
+        self,
+        model: TaskTok,
+        functions: Sequence[Function],
+        *,
+        image_input: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
-        self.model, self.functions, self.image_input = model, list(functions), image_input
+        self.model, self.functions, self.image_input, self.dtype = model, list(functions), image_input, dtype
         tokens = model.config.tokenizer.tokens
         self.switches = nn.ModuleDict(
             {
@@ -59,7 +67,7 @@ class Deployed(nn.Module):
         )
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
-        image = frame if self.image_input else frame.permute(0, 3, 1, 2).to(torch.float32) / 255
+        image = frame if self.image_input else frame.permute(0, 3, 1, 2).to(self.dtype) / 255
         z = self.model.encode(image)
         trunk = self.model.refiner.trunk(z)
         restored = {task: self.model.decode(switch(z, trunk)) for task, switch in self.switches.items()}
@@ -69,7 +77,7 @@ class Deployed(nn.Module):
                 outputs.append(restored[function.task].permute(0, 2, 3, 1))
             else:
                 outputs.extend(self._answer(function.task, restored[function.task]))
-        return tuple(outputs)
+        return tuple(output.to(torch.float32) for output in outputs)
 
     def _answer(self, task: str, image: Tensor) -> list[Tensor]:
         answer = self.model.task_net(task)(image)

@@ -47,7 +47,6 @@ class Report:
     engine_version: str
     policy: Policy
     parity: Parity
-    floor_db: float
     notes: tuple[str, ...]
     trials: tuple[Trial, ...]
 
@@ -98,10 +97,10 @@ def measure(
     return figures
 
 
-def shortfall(figures: Mapping[str, float], floor_db: float) -> str | None:
+def shortfall(figures: Mapping[str, float], parity: Parity) -> str | None:
     """Say which functions answered wrongly, None if none did."""
-    low = [f"{name} {value:.1f} dB" for name, value in figures.items() if not value >= floor_db]
-    return f"answers the golden frames wrongly: {', '.join(low)}, at least {floor_db:g} dB asked" if low else None
+    low = parity.shortfalls(figures)
+    return f"answers the golden frames wrongly: {', '.join(low)}" if low else None
 
 
 def task_functions(bundle: Bundle, task: str) -> tuple[str, ...]:
@@ -158,7 +157,6 @@ def select(
         engine_version=engine.version(),
         policy=policy,
         parity=manifest.parity,
-        floor_db=manifest.parity.floor_db,
         notes=_notes(manifest.parity),
         trials=tuple(trials),
     )
@@ -198,7 +196,7 @@ def _try(
     except BaseException:
         running.close()
         raise
-    wrong = shortfall(figures, bundle.manifest.parity.floor_db)
+    wrong = shortfall(figures, bundle.manifest.parity)
     trial = Trial(
         device,
         "refused" if wrong else "proven",

@@ -155,7 +155,7 @@ class Session:
             running = self._open()
             if self._proof == "required":
                 figures = measure(running, self.bundle, functions, self.bundle.golden())
-                wrong = shortfall(figures, self.report.floor_db)
+                wrong = shortfall(figures, self.report.parity)
                 if wrong:
                     raise DeviceError(f"{self.device.native} {wrong}")
             self._proven.add(functions)

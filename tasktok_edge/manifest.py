@@ -1,6 +1,7 @@
 """manifest.json of a bundle as frozen models: what is inside, what it was measured to be, and where it comes from."""
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
@@ -73,13 +74,22 @@ class Parity(_Part):
     """What was measured against the PyTorch model after the export, or why it was not."""
 
     status: Literal["passed", "failed", "not_run"]
-    floor_db: Finite
+    floor_db: Finite  # of restored frames, peak 1
+    answer_floor_db: Finite | None = None  # of raw answers, peak their largest magnitude; None: the same
     psnr_db: dict[str, Finite] = Field(default_factory=dict)
     agreement: dict[str, Finite] = Field(default_factory=dict)
     n_frames: Annotated[int, Field(ge=0)] = 0
     device: str | None = None
     effective_precision: str | None = None
     reason: str | None = None
+
+    def shortfalls(self, figures: Mapping[str, float]) -> list[str]:
+        """Name the functions whose PSNR in dB is below their floor, NaN included."""
+        answer_floor_db = self.floor_db if self.answer_floor_db is None else self.answer_floor_db
+        floors = {name: self.floor_db if name.startswith("restore/") else answer_floor_db for name in figures}
+        return [
+            f"{name} {value:.1f} dB (floor {floors[name]:g})" for name, value in figures.items() if not value >= floors[name]
+        ]
 
 
 class Provenance(_Part):

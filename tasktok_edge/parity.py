@@ -74,8 +74,7 @@ def measure_parity(folder: Path, checkpoint: Checkpoint, *, tasks: tuple[str, ..
     try:
         session = load(folder, proof="measured")
     except (DeviceError, PackageError) as reason:
-        floor_db = _floor(folder)
-        return Parity(status="not_run", floor_db=floor_db, reason=str(reason))
+        return _asked(folder).model_copy(update={"reason": str(reason)})
     with session:
         specs = session.bundle.manifest.functions
         names = tuple(f.name for f in specs)
@@ -94,13 +93,14 @@ def measure_parity(folder: Path, checkpoint: Checkpoint, *, tasks: tuple[str, ..
             for task in tasks:
                 agreed[task] += same_answer(session.predict(held.degraded, task), reference.predict(held.degraded, task))
         agreement = {task: count / n_frames for task, count in agreed.items()}
-        floor_db = session.bundle.manifest.parity.floor_db
-        faults = [f"{name} {figure:.1f} dB" for name, figure in worst.items() if figure < floor_db]
+        asked = session.bundle.manifest.parity
+        faults = asked.shortfalls(worst)
         faults += [f"{task} answers agree on {share:.1%}" for task, share in agreement.items() if share < MIN_AGREEMENT]
         chosen = session.report.chosen
         return Parity(
             status="failed" if faults else "passed",
-            floor_db=floor_db,
+            floor_db=asked.floor_db,
+            answer_floor_db=asked.answer_floor_db,
             psnr_db={name: round(float(figure), 2) for name, figure in worst.items()},
             agreement=agreement,
             n_frames=n_frames,
@@ -110,5 +110,5 @@ def measure_parity(folder: Path, checkpoint: Checkpoint, *, tasks: tuple[str, ..
         )
 
 
-def _floor(folder: Path) -> float:
-    return parse_manifest((folder / MANIFEST).read_bytes()).parity.floor_db
+def _asked(folder: Path) -> Parity:
+    return parse_manifest((folder / MANIFEST).read_bytes()).parity

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from tasktok_edge.bench import Comparison, machine
 from tasktok_edge.demo import Outcome
+from tasktok_edge.manifest import Parity
 from tasktok_edge.parity import MIN_AGREEMENT, Exported
 from tasktok_edge.validate import Judgement, Scores, won_back
 
@@ -47,7 +48,7 @@ def export_table(exported: list[Exported]) -> Table:
     table = Table("bundle", "size", "functions", "parity", "same answers", "measured on", "verdict")
     for e in exported:
         manifest, parity = e.manifest, e.manifest.parity
-        worst = f"{min(parity.psnr_db.values()):.1f} dB (floor {parity.floor_db:g})" if parity.psnr_db else "-"
+        worst = _worst(parity)
         same = f"{min(parity.agreement.values()):.1%} of {parity.n_frames}" if parity.agreement else "-"
         where = f"{parity.device}, {parity.effective_precision}" if parity.device else "-"
         verdict = parity.status if parity.status != "not_run" else f"unverified: {parity.reason}"
@@ -94,7 +95,7 @@ def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[s
             latency = outcome.latency[task].get(name)
             cells.append(f"{latency.p50_ms:.2f} ({1 / latency.ratio:.1f}x faster)" if latency else "-")
         same = judgement.agreement.get(name, {})
-        worst = f"{min(parity.psnr_db.values()):.1f} dB" if parity.psnr_db else "not run here"
+        worst = _worst(parity)
         agreed = f"{min(same.values()):.1%}" if same else "-"
         table.add_row(name, _size(e.bytes), str(len(e.manifest.functions)), worst, agreed, *cells)
         if parity.status == "failed":
@@ -128,6 +129,14 @@ def latency_table(found: Comparison, *, threads: int) -> Table:
     for name, cells in rows.items():
         table.add_row(name, *cells, "\n".join(ratios[name]), shim.get(name, "-"))
     return table
+
+
+def _worst(parity: Parity) -> str:
+    """The worst PSNR of restored frames and of raw answers."""
+    if not parity.psnr_db:
+        return "not run here"
+    kinds = {kind: [v for name, v in parity.psnr_db.items() if name.startswith(kind)] for kind in ("restore", "predict")}
+    return f"{min(kinds['restore']):.1f} dB, answers {min(kinds['predict']):.1f} dB"
 
 
 def _size(n: int) -> str:

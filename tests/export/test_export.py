@@ -15,27 +15,38 @@ import pytest
 from tasktok_edge.bundle import read_bundle
 from tasktok_edge.errors import PackageError, UsageError
 from tasktok_edge.export import TARGETS, Target, package_versions, writer
+from tasktok_edge.manifest import Precision
 from tasktok_edge.model.checkpoint import load_checkpoint
 from tasktok_edge.parity import Exported, export_verified
 from tasktok_edge.runtimes import Classification, Detections, Segmentation, load
 
-RUNS_HERE: tuple[Target, ...] = ("openvino", "onnx", "executorch")
-TASKS = ("cls", "seg", "det")
+ALL: tuple[str, ...] = ("cls", "seg", "det")
+# ExecuTorch takes 20 s a function to lower, whatever its size.
+CASES: list[tuple[Target, Precision, tuple[str, ...]]] = [
+    ("openvino", "fp32", ALL),
+    ("openvino", "fp16", ALL),
+    ("onnx", "fp32", ALL),
+    ("onnx", "fp16", ALL),
+    ("executorch", "fp32", ("det",)),
+    ("executorch", "fp16", ("seg",)),
+]
 
 
-@pytest.fixture(scope="module", params=[(t, p) for t in RUNS_HERE for p in ("fp32", "fp16")], ids="-".join)
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def exported(request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    target, precision = request.param
+    target, precision, tasks = request.param
     out = tmp_path_factory.mktemp("out") / f"{target}-{precision}"
-    return export_verified(load_checkpoint(tiny_checkpoint), target, out, tasks=TASKS, precision=precision)
+    return export_verified(load_checkpoint(tiny_checkpoint), target, out, tasks=tasks, precision=precision)
 
 
 @pytest.mark.slow
 def test_parity_is_measured_and_passes(exported: Exported) -> None:
     parity = exported.manifest.parity
     assert parity.status == "passed", parity.reason
-    assert set(parity.psnr_db) == {f"{kind}/{task}" for task in TASKS for kind in ("restore", "predict")}
-    assert min(parity.psnr_db.values()) >= (100 if exported.manifest.precision == "fp32" else 60)
+    assert set(parity.psnr_db) == {f"{kind}/{task}" for task in exported.manifest.tasks for kind in ("restore", "predict")}
+    floors = {"fp32": (100, 100), "fp16": (60, 45)}[exported.manifest.precision]
+    for name, figure in parity.psnr_db.items():
+        assert figure >= floors[name.startswith("predict")], name
     assert parity.device and parity.effective_precision
     assert min(parity.agreement.values()) >= 0.995
 
@@ -44,11 +55,13 @@ def test_parity_is_measured_and_passes(exported: Exported) -> None:
 def test_a_session_answers_every_task_at_any_size(exported: Exported) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8)
     with load(exported.path) as session:
-        assert session.restore(frame, "seg").shape == frame.shape
-        assert isinstance(session.predict(frame, "cls"), Classification)
-        mask = session.predict(frame, "seg")
-        assert isinstance(mask, Segmentation) and mask.mask.shape == frame.shape[:2]
-        assert isinstance(session.predict(frame, "det"), Detections)
+        for task in session.tasks:
+            result = session(frame, task)
+            assert result.frame.shape == frame.shape and result.frame.dtype == np.uint8
+            assert np.array_equal(result.frame, session.restore(frame, task))
+            answer = session.predict(frame, task)
+            assert isinstance(answer, {"cls": Classification, "seg": Segmentation, "det": Detections}[task])
+            assert not isinstance(answer, Segmentation) or answer.mask.shape == frame.shape[:2]
 
 
 @pytest.mark.slow
@@ -59,13 +72,16 @@ def test_the_bundle_says_what_it_is(exported: Exported, tiny_checkpoint: Path) -
         assert manifest.provenance.checkpoint_sha256 == load_checkpoint(tiny_checkpoint).sha256
         assert {"LICENSE", "README.md", "golden.npz"} <= set(manifest.files)
         model = load_checkpoint(tiny_checkpoint).model
-        assert {t: list(s.selected_tokens) for t, s in manifest.tasks.items()} == {t: model.switch.selected(t) for t in TASKS}
+        assert {t: list(s.selected_tokens) for t, s in manifest.tasks.items()} == {
+            t: model.switch.selected(t) for t in manifest.tasks
+        }
 
 
 @pytest.mark.slow
 def test_fp16_is_about_half_the_size(tiny_checkpoint: Path, tmp_path: Path) -> None:
     sizes = {}
-    for precision in ("fp32", "fp16"):
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    for precision in precisions:
         path = tmp_path / precision
         export_verified(load_checkpoint(tiny_checkpoint), "onnx", path, tasks=("cls",), precision=precision)
         proto = onnx.load(path / "model.onnx")
@@ -75,7 +91,9 @@ def test_fp16_is_about_half_the_size(tiny_checkpoint: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_core_ml_is_built_checked_and_said_to_be_unverified(tiny_checkpoint: Path, tmp_path: Path, precision: str) -> None:
+def test_core_ml_is_built_checked_and_said_to_be_unverified(
+    tiny_checkpoint: Path, tmp_path: Path, precision: Precision
+) -> None:
     import coremltools as ct
 
     done = export_verified(load_checkpoint(tiny_checkpoint), "coreml", tmp_path / "c", tasks=("det",), precision=precision)
@@ -125,9 +143,15 @@ def test_a_converter_that_breaks_leaves_nothing(tiny_checkpoint: Path, tmp_path:
 
 @pytest.mark.slow
 def test_an_interrupted_command_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tasktok_edge.export", "--target", "executorch", "--checkpoint", str(tiny_checkpoint)]
+    command = [sys.executable, "-m", "tasktok_edge.export", "--target", "onnx", "--checkpoint", str(tiny_checkpoint)]
     root, out = Path(__file__).parents[2], tmp_path / "out"
-    process = subprocess.Popen([*command, "--out", str(out)], cwd=root, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*command, "--out", str(out)],
+        cwd=root,
+        stderr=subprocess.DEVNULL,
+        # A test run started in the background ignores SIGINT, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
     deadline = time.monotonic() + 120
     while not out.exists() and time.monotonic() < deadline:
         time.sleep(0.05)

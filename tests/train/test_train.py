@@ -82,9 +82,17 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path: Path) -> None:
     progress = run_stage(
-        "s", tmp_path, accelerator=Accelerator(mixed_precision="bf16"), arrays=arrays(), modules={}, groups={}, steps=2, batch=4, seed=0,
+        "s",
+        tmp_path,
+        accelerator=Accelerator(mixed_precision="bf16"),
+        arrays=arrays(),
+        modules={},
+        groups={},
+        steps=2,
+        batch=4,
+        seed=0,
         step=lambda i, batch: {"loss": torch.tensor(float("nan"))},
-    )  # fmt: skip
+    )
     with pytest.raises(FloatingPointError, match="stage s, step 0"):
         list(progress)
 
