@@ -18,7 +18,7 @@ def build_tiny(seed: int = 0) -> TaskTok:
     """A tiny TaskTok of random weights whose parts all do something."""
     torch.manual_seed(seed)
     model = TaskTok(preset("tiny")).eval()
-    for layer in (model.refiner.conv_out, model.prerestorer.conv_out):
+    for layer in (model.refiner.conv_out, model.prerestorer.conv_out, model.tokenizer.decoder.ffn):
         assert isinstance(layer, torch.nn.Module)
         torch.nn.init.normal_(layer.weight, std=0.05)  # type: ignore[arg-type]
     for i, task in enumerate(model.config.tasks):
