@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tasktok_edge.data.heldout import held_out
 from tasktok_edge.frames import crop_resize, windows
 from tasktok_edge.model.checkpoint import load_checkpoint
+from tasktok_edge.progress import Doing
 from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import Session, load
 
@@ -89,15 +90,6 @@ class Comparison:
 
     latency: dict[str, list[Latency]]
     overhead: list[Overhead]
-
-
-@dataclass(frozen=True)
-class Doing:
-    """What is being done, and how far it is."""
-
-    what: str
-    done: int = 0
-    total: int = 0
 
 
 def compare(

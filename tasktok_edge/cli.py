@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -265,11 +266,12 @@ def _need(extra: str, *modules: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; an error of ours is one line on stderr and its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a killed export cleans up as an interrupted one does
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command and give its exit code: STYLE of this project, 0 done, 2 wrong use, 3 verdict failed, 4, 5, 130."""
+    """Run a command and give its exit code: 0 done, 2 wrong use, 3 verdict failed, 4, 5, 130."""
     from tasktok_edge.apps.restore import restore_command
     from tasktok_edge.runtimes.cli import devices_command
 

@@ -14,9 +14,10 @@ from tasktok_edge.manifest import Precision
 from tasktok_edge.model.checkpoint import Checkpoint, load_checkpoint
 from tasktok_edge.parity import Exported, export_verified
 from tasktok_edge.picture import before_after
+from tasktok_edge.progress import Doing
 from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import Session, load
-from tasktok_edge.validate import Doing, Judgement, judge
+from tasktok_edge.validate import Judgement, judge
 
 SERVER = "scenes-server"
 PICTURE_FRAMES = 4

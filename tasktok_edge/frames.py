@@ -72,7 +72,7 @@ def windows(height: int, width: int) -> list[Window]:
     """
     side, long = min(height, width), max(height, width)
     n = -(-long // side)
-    # Python's round, halves to even, as the TaskTok evaluation does (facts/tasktok.md 2.6)
+    # Python's round, halves to even, as the TaskTok evaluation does
     starts = [round(i * (long - side) / (n - 1)) for i in range(n)] if n > 1 else [0]
     return [Window(0, s, side) if width >= height else Window(s, 0, side) for s in starts]
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasktok_edge.export.graph import Deployed, Function, functions_of, output_names
+from tasktok_edge.export.graph import Function, functions_of, output_names
 from tasktok_edge.frames import blend, check_frame, crop_resize, resize, to_uint8, windows
 from tasktok_edge.model.config import TaskConfig
 from tasktok_edge.model.tasktok import TaskTok
@@ -112,8 +112,3 @@ def golden_answers(model: TaskTok, functions: Sequence[Function], frames: NDArra
     names = [f.name for f in functions]
     runs = [reference.run_raw(names, frames[i : i + 1]) for i in range(len(frames))]
     return {name: np.ascontiguousarray(np.concatenate([r[name] for r in runs])) for name in runs[0]}
-
-
-def deployed(model: TaskTok, functions: Sequence[Function]) -> Deployed:
-    """The graph that is exported, in evaluation mode."""
-    return Deployed(model, functions).eval()

@@ -12,6 +12,7 @@ from tasktok_edge.data.heldout import HeldOut, held_out
 from tasktok_edge.metrics import METRIC_NAMES, same_answer, score
 from tasktok_edge.model.checkpoint import load_checkpoint, load_oracles
 from tasktok_edge.model.tasktok import TaskTok
+from tasktok_edge.progress import Doing
 from tasktok_edge.reference import Reference, oracle_answer
 from tasktok_edge.runtimes import load
 from tasktok_edge.runtimes.answers import Answer
@@ -27,15 +28,6 @@ class Scores:
     name: str
     values: Mapping[str, float]
     n: int
-
-
-@dataclass(frozen=True)
-class Doing:
-    """What is being done, and how far it is."""
-
-    what: str
-    done: int = 0
-    total: int = 0
 
 
 @dataclass

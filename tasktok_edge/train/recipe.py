@@ -55,6 +55,7 @@ class JointStage(_Stage):
     mask_weight: float = 0.05
     # TaskTok has no pixel loss. With a run this short, a little of one keeps the picture one that a person recognises.
     pixel_weight: float = 0.5
+    # TaskTok has no task loss on the restored image either; a second, short round that has one catches up on seg and det.
     task_weight: float = 0.0
     task_draw: dict[str, float] = {"cls": 2.0, "det": 1.0, "seg": 1.0}
     # The official switch learns at 1e-3 for the first 5 % of its task's steps: a summed rate of 1.75 (cls) and 0.88. A short
@@ -76,7 +77,7 @@ class Recipe(BaseModel):
     prerestorer: PreRestorerStage
     tokenizer: TokenizerStage
     greedy: GreedyStage
-    joint: JointStage
+    joint: tuple[JointStage, ...]  # rounds; the switches start from the greedy order in each
 
 
 RECIPES: dict[str, Recipe] = {
@@ -88,7 +89,19 @@ RECIPES: dict[str, Recipe] = {
         prerestorer=PreRestorerStage(steps=1000, batch=16),
         tokenizer=TokenizerStage(steps=1000, batch=24),
         greedy=GreedyStage(frames=16),
-        joint=JointStage(steps=2400, batch=20),
+        joint=(
+            # The refiner knows nothing yet when the switches move: what they choose is kept from the second round.
+            JointStage(steps=1250, batch=20),
+            JointStage(
+                steps=2200,
+                batch=20,
+                decoder_rate=3e-4,
+                task_net_rate=1e-3,
+                task_weight=0.5,
+                mask_weight=0.02,
+                task_draw={"cls": 1.0, "det": 2.0, "seg": 2.0},
+            ),
+        ),
     ),
     "tiny": Recipe(
         preset="tiny",
@@ -98,7 +111,7 @@ RECIPES: dict[str, Recipe] = {
         prerestorer=PreRestorerStage(steps=2, batch=4),
         tokenizer=TokenizerStage(steps=2, batch=4),
         greedy=GreedyStage(frames=2),
-        joint=JointStage(steps=4, batch=4),
+        joint=(JointStage(steps=4, batch=4), JointStage(steps=2, batch=4, task_weight=0.5)),
     ),
 }
 

@@ -21,7 +21,7 @@ from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.train.greedy import greedy_order
 from tasktok_edge.train.loop import Batch, Group, Progress, cached, run_stage
 from tasktok_edge.train.losses import feature_loss, task_loss, token_loss
-from tasktok_edge.train.recipe import Recipe
+from tasktok_edge.train.recipe import JointStage, Recipe
 
 
 @dataclass
@@ -136,8 +136,16 @@ def order_tokens(run: Run) -> Iterator[Progress]:
 
 
 def train_joint(run: Run) -> Iterator[Progress]:
-    """TaskTok's own training: step A moves refiner, decoder and switch, step B the task network."""
-    stage, model = run.recipe.joint, run.model
+    """TaskTok's own training, in rounds: step A moves refiner, decoder and switch, step B the task network."""
+    orders = json.loads((run.folder / "orders.json").read_text())
+    for i, stage in enumerate(run.recipe.joint, 1):
+        for task, order in orders.items():
+            run.model.switch.start_from_order(task, order)
+        yield from _joint_round(run, f"joint-{i}", stage)
+
+
+def _joint_round(run: Run, name: str, stage: JointStage) -> Iterator[Progress]:
+    model = run.model
     tasks = [task for task in model.config.tasks if task in stage.task_draw]
     weights = np.array([stage.task_draw[task] for task in tasks])
     share = dict(zip(tasks, weights / weights.sum(), strict=True))
@@ -156,7 +164,7 @@ def train_joint(run: Run) -> Iterator[Progress]:
     students = {task: model.task_net(task) for task in tasks}
 
     def step(i: int, batch: Batch) -> dict[str, Tensor]:
-        task = str(np.random.default_rng([run.recipe.seed, 1, i]).choice(tasks, p=list(share.values())))
+        task = str(np.random.default_rng([run.recipe.seed, *name.encode(), i]).choice(tasks, p=list(share.values())))
         student, teacher = students[task], run.oracle(task)
         kind = model.config.tasks[task].kind
         clean, degraded = to_unit(batch["clean"]), to_unit(batch["degraded"])
@@ -177,8 +185,8 @@ def train_joint(run: Run) -> Iterator[Progress]:
             if stage.task_weight:
                 loss = loss + stage.task_weight * task_loss(student, kind, seen, batch)
         run.accelerator.backward(loss)
-        for name in ("decoder", "refiner", f"switch-{task}"):
-            groups[name].update(run.accelerator)
+        for moving in ("decoder", "refiner", f"switch-{task}"):
+            groups[moving].update(run.accelerator)
 
         student.train().requires_grad_(True)
         half = len(clean) // 2
@@ -197,7 +205,7 @@ def train_joint(run: Run) -> Iterator[Progress]:
             task: answer.detach(),
         }
 
-    yield from _stage(run, "joint", {"model": model}, groups, stage.steps, stage.batch, step)
+    yield from _stage(run, name, {"model": model}, groups, stage.steps, stage.batch, step)
     model.eval()
 
 
