@@ -39,7 +39,7 @@ class DistillRecipe(BaseModel):
 
 
 RECIPES = {
-    "scenes-edge": DistillRecipe(frames=16000, versions=2, steps=2400, batch=24),
+    "scenes-edge": DistillRecipe(frames=16000, versions=2, steps=1400, batch=24),
     "tiny": DistillRecipe(frames=16, versions=1, steps=2, batch=4),
 }
 
