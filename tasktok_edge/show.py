@@ -1,5 +1,6 @@
 """What people see: progress, and the tables that commands end with."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,12 +14,16 @@ from tasktok_edge.manifest import Parity
 from tasktok_edge.parity import MIN_AGREEMENT, Exported
 from tasktok_edge.validate import Judgement, Scores, won_back
 
+LOG_EVERY_S = 20
+
 
 def progress_of(console: Console, steps: Iterator[Any]) -> Any:
     """Show what a generator yields (it says what it does, and how far it is) and give the last thing, its result."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
+    if not console.is_terminal:
+        return _logged(console, steps)
     last: Any = None
     with Progress(*columns, console=console) as bars:
         bar_of: dict[str, Any] = {}
@@ -32,6 +37,18 @@ def progress_of(console: Console, steps: Iterator[Any]) -> Any:
                 bar_of[what] = bars.add_task(what, total=total or None)
             told = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
             bars.update(bar_of[what], completed=done, description=f"{what}  {told}" if told else what)
+    return last
+
+
+def _logged(console: Console, steps: Iterator[Any]) -> Any:
+    """The same for a log file: a line now and then, and one when a piece of work is done."""
+    last, told_at = None, 0.0
+    for last in steps:
+        what, done, total, losses = _progress(last)
+        if what is not None and (done == total or time.monotonic() - told_at > LOG_EVERY_S):
+            told_at = time.monotonic()
+            told = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            console.print(f"{what} {done}/{total}  {told}" if total else what, highlight=False, soft_wrap=True)
     return last
 
 

@@ -57,6 +57,8 @@ class JointStage(_Stage):
     pixel_weight: float = 0.5
     # TaskTok has no task loss on the restored image either; a second, short round that has one catches up on seg and det.
     task_weight: float = 0.0
+    # False leaves the restorer and the switches as they are: only step B, the task networks on what they will be shown.
+    restorer_learns: bool = True
     task_draw: dict[str, float] = {"cls": 2.0, "det": 1.0, "seg": 1.0}
     # The official switch learns at 1e-3 for the first 5 % of its task's steps: a summed rate of 1.75 (cls) and 0.88. A short
     # run keeps the sum, which is what bounds how far a token can move, and not the rate.
@@ -101,6 +103,9 @@ RECIPES: dict[str, Recipe] = {
                 mask_weight=0.02,
                 task_draw={"cls": 1.0, "det": 2.0, "seg": 2.0},
             ),
+            JointStage(
+                steps=2400, batch=20, task_net_rate=1e-3, restorer_learns=False, task_draw={"cls": 0.2, "det": 1.0, "seg": 0.8}
+            ),
         ),
     ),
     "tiny": Recipe(
@@ -111,7 +116,7 @@ RECIPES: dict[str, Recipe] = {
         prerestorer=PreRestorerStage(steps=2, batch=4),
         tokenizer=TokenizerStage(steps=2, batch=4),
         greedy=GreedyStage(frames=2),
-        joint=(JointStage(steps=4, batch=4), JointStage(steps=2, batch=4, task_weight=0.5)),
+        joint=(JointStage(steps=4, batch=4), JointStage(steps=2, batch=4, restorer_learns=False)),
     ),
 }
 

@@ -19,9 +19,10 @@ from tasktok_edge.model.config import preset
 from tasktok_edge.model.task_nets import TaskNet
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.train.greedy import greedy_order
+from tasktok_edge.train.joint import Round
 from tasktok_edge.train.loop import Batch, Group, Progress, cached, run_stage
-from tasktok_edge.train.losses import feature_loss, task_loss, token_loss
-from tasktok_edge.train.recipe import JointStage, Recipe
+from tasktok_edge.train.losses import task_loss
+from tasktok_edge.train.recipe import Recipe
 
 
 @dataclass
@@ -136,77 +137,15 @@ def order_tokens(run: Run) -> Iterator[Progress]:
 
 
 def train_joint(run: Run) -> Iterator[Progress]:
-    """TaskTok's own training, in rounds: step A moves refiner, decoder and switch, step B the task network."""
+    """TaskTok's own training, in rounds; a round that moves the switches starts them from the greedy order."""
     orders = json.loads((run.folder / "orders.json").read_text())
     for i, stage in enumerate(run.recipe.joint, 1):
-        for task, order in orders.items():
-            run.model.switch.start_from_order(task, order)
-        yield from _joint_round(run, f"joint-{i}", stage)
-
-
-def _joint_round(run: Run, name: str, stage: JointStage) -> Iterator[Progress]:
-    model = run.model
-    tasks = [task for task in model.config.tasks if task in stage.task_draw]
-    weights = np.array([stage.task_draw[task] for task in tasks])
-    share = dict(zip(tasks, weights / weights.sum(), strict=True))
-    groups = {
-        "decoder": Group(list(model.tokenizer.decoder.parameters()), stage.decoder_rate, stage.steps, stage.weight_decay),
-        "refiner": Group(list(model.refiner.parameters()), stage.refiner_rate, stage.steps, stage.weight_decay),
-    }
-    for task in tasks:
-        own = stage.steps * share[task]
-        switch_steps = max(int(own * stage.switch_share), 1)
-        rate = stage.switch_rate_sum[task] * 2 / switch_steps  # the mean of a cosine is half its start
-        groups[f"switch-{task}"] = Group([model.switch.logits[task]], rate, switch_steps)
-        groups[f"net-{task}"] = Group(
-            list(model.task_nets[task].parameters()), stage.task_net_rate, int(own), stage.weight_decay
-        )
-    students = {task: model.task_net(task) for task in tasks}
-
-    def step(i: int, batch: Batch) -> dict[str, Tensor]:
-        task = str(np.random.default_rng([run.recipe.seed, *name.encode(), i]).choice(tasks, p=list(share.values())))
-        student, teacher = students[task], run.oracle(task)
-        kind = model.config.tasks[task].kind
-        clean, degraded = to_unit(batch["clean"]), to_unit(batch["degraded"])
-        model.eval()
-        student.requires_grad_(False)
-        with run.accelerator.autocast():
-            with torch.no_grad():
-                z, target = model.encode(degraded), model.tokens(clean)
-                wanted_student, wanted_teacher = student.features(clean), teacher.features(clean)
-            refined = model.refiner(z)
-            restored = model.decode(model.switch(z, refined, task))
-            seen = student.features(restored)
-            high = feature_loss(seen, wanted_student) + feature_loss(teacher.features(restored), wanted_teacher)
-            p = model.switch.probabilities(task)
-            tokens = token_loss(refined.float(), target.float(), p)
-            pixels = F.l1_loss(restored.float(), clean)
-            loss = high + stage.token_weight * tokens + stage.mask_weight * p.mean() + stage.pixel_weight * pixels
-            if stage.task_weight:
-                loss = loss + stage.task_weight * task_loss(student, kind, seen, batch)
-        run.accelerator.backward(loss)
-        for moving in ("decoder", "refiner", f"switch-{task}"):
-            groups[moving].update(run.accelerator)
-
-        student.train().requires_grad_(True)
-        half = len(clean) // 2
-        both = {key: torch.cat([value, value[:half]]) for key, value in batch.items() if key not in ("clean", "degraded")}
-        with run.accelerator.autocast():
-            features = student.features(torch.cat([restored.detach().float(), clean[:half]]))
-            answer = task_loss(student, kind, features, both)
-            drift = feature_loss([f[: len(clean)] for f in features], wanted_teacher)
-            own = answer + 0.5 * drift
-        run.accelerator.backward(own)
-        groups[f"net-{task}"].update(run.accelerator)
-        return {
-            f"high-{task}": high.detach(),
-            "tokens": tokens.detach(),
-            "pixels": pixels.detach(),
-            task: answer.detach(),
-        }
-
-    yield from _stage(run, name, {"model": model}, groups, stage.steps, stage.batch, step)
-    model.eval()
+        if stage.restorer_learns:
+            for task, order in orders.items():
+                run.model.switch.start_from_order(task, order)
+        round_ = Round(run.recipe.seed, f"joint-{i}", stage, run.model, run.oracles, run.accelerator)
+        yield from _stage(run, round_.name, {"model": run.model}, round_.groups, stage.steps, stage.batch, round_.step)
+    run.model.eval()
 
 
 STAGES = (train_task_nets, train_prerestorer, train_tokenizer, order_tokens, train_joint)
