@@ -104,7 +104,7 @@ RECIPES: dict[str, Recipe] = {
                 task_draw={"cls": 1.0, "det": 2.0, "seg": 2.0},
             ),
             JointStage(
-                steps=2400, batch=20, task_net_rate=1e-3, restorer_learns=False, task_draw={"cls": 0.2, "det": 1.0, "seg": 0.8}
+                steps=1300, batch=20, task_net_rate=1e-3, restorer_learns=False, task_draw={"cls": 0.2, "det": 1.0, "seg": 0.8}
             ),
         ),
     ),
