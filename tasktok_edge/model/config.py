@@ -120,16 +120,16 @@ PRESETS: dict[str, TaskTokConfig] = {
     "scenes-edge": TaskTokConfig(
         preset="scenes-edge",
         image_size=128,
-        prerestorer=PreRestorerConfig(width=32, blocks=1, unshuffle=8),
+        prerestorer=PreRestorerConfig(width=48, blocks=3, unshuffle=8),
         tokenizer=TokenizerConfig(
             image_size=128,
             patch=16,
             tokens=32,
             channels=64,
-            encoder=ViTConfig(width=96, layers=2, heads=3),
-            decoder=ViTConfig(width=96, layers=2, heads=3),
+            encoder=ViTConfig(width=128, layers=2, heads=4),
+            decoder=ViTConfig(width=192, layers=2, heads=6),
         ),
-        refiner=ViTConfig(width=96, layers=2, heads=3),
+        refiner=ViTConfig(width=128, layers=2, heads=4),
         tasks=_scene_tasks(24, (32, 64, 128), 48),
     ),
     # Not trained, not shipped: seconds to build and export, for tests. N differs from the channel count on purpose, so that
