@@ -3,12 +3,9 @@
 The package is built on any system; only macOS runs it. What is checked here is its structure.
 """
 
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-
-os.environ.setdefault("TQDM_DISABLE", "1")  # coremltools would draw four progress bars a function
 
 import coremltools as ct
 import torch

@@ -252,7 +252,7 @@ def _hush_converters() -> None:
     warnings.simplefilter("ignore")
     for name in ("coremltools", "torch", "torch.onnx", "torchao", "root"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("TORCH_LOGS", "-all")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is first imported; coremltools draws four bars a function
 
 
 def _need(extra: str, *modules: str) -> None:
