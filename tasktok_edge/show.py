@@ -63,6 +63,7 @@ def _progress(step: Any) -> tuple[str | None, int, int, dict[str, float]]:
 def export_table(exported: list[Exported]) -> Table:
     """Target, precision, size, functions, parity and where it was measured."""
     table = Table("bundle", "size", "functions", "parity", "same answers", "measured on", "verdict")
+    table.columns[0].no_wrap = True
     for e in exported:
         manifest, parity = e.manifest, e.manifest.parity
         worst = _worst(parity)
@@ -104,6 +105,7 @@ def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[s
     console.print(accuracy_table(judgement))
     table = Table("bundle", "size", "functions", "parity", "same answers", *(f"{t} ms (x server)" for t in judgement.tasks))
     table.title = "artifacts: parity and same answers against the same model in PyTorch; latency frame in, answer out"
+    table.columns[0].no_wrap = True
     failed = []
     for e in outcome.exported:
         name, parity = e.manifest.name, e.manifest.parity
