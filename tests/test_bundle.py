@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_bundle import NOT_RUN, PASSED, SIZE, frames, hollow_bundle, random_answers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from tasktok_edge.bundle import (
     write_manifest,
 )
 from tasktok_edge.errors import BundleError, UsageError
+from tests.helpers_bundle import NOT_RUN, PASSED, SIZE, frames, hollow_bundle, random_answers
 
 FILES = ["manifest.json", "model.onnx", "golden.npz", "LICENSE", "README.md"]
 

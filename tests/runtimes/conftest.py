@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers_bundle import BUILDERS, build
 
 from tasktok_edge.bundle import Target
+from tests.helpers_bundle import BUILDERS, build
 
 RUNS_HERE: tuple[Target, ...] = tuple(BUILDERS)
 

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers_bundle import NOT_RUN, PASSED, SHAPES, SIZE, finish, frames, hollow_bundle, outputs_of, reference
 
 from tasktok_edge.bundle import Target, read_bundle
 from tasktok_edge.errors import DeviceError, PackageError
 from tasktok_edge.runtimes import ENGINES, devices, engine, load
 from tasktok_edge.runtimes.onnx_parts import keep_outputs
 from tasktok_edge.runtimes.selection import psnr_db
+from tests.helpers_bundle import NOT_RUN, PASSED, SHAPES, SIZE, finish, frames, hollow_bundle, outputs_of, reference
 
 FUNCTIONS = [f"{kind}/{task}" for task in ("cls", "seg", "det") for kind in ("restore", "predict")]
 ROOT = Path(__file__).parents[2]

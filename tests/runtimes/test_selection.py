@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_bundle import NOT_RUN, PASSED, frames, hollow_bundle, outputs_of, random_answers
 from numpy.typing import NDArray
 
 from tasktok_edge import runtimes
@@ -15,6 +14,7 @@ from tasktok_edge.bundle import Bundle
 from tasktok_edge.errors import DeviceError, UsageError
 from tasktok_edge.runtimes import Device, Session, load
 from tasktok_edge.runtimes.selection import PSNR_LIMIT_DB, psnr_db
+from tests.helpers_bundle import NOT_RUN, PASSED, frames, hollow_bundle, outputs_of, random_answers
 
 FRAME = frames(1)[0]
 

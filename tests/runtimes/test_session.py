@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_bundle import SIZE, frames, reference
 
 from tasktok_edge.bundle import Target
 from tasktok_edge.errors import FrameError, UsageError
 from tasktok_edge.frames import blend, crop_resize, resize, windows
 from tasktok_edge.runtimes import Classification, Detections, Segmentation, Session, load
+from tests.helpers_bundle import SIZE, frames, reference
 
 FRAME = frames(1, seed=5)[0]
 
