@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -71,7 +72,8 @@ def build_cache(folder: Path, spec: CacheSpec, *, workers: int = 2) -> Iterator[
         for name, (shape, dtype) in spec.arrays.items()
     }
     starts = range(0, spec.n, _CHUNK)
-    with ProcessPoolExecutor(workers) as pool:
+    # spawn: a fork of a process whose engines hold threads waits for ever on their locks
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for start, rows in zip(starts, pool.map(_rows, [spec] * len(starts), starts), strict=True):
             for name, values in rows.items():
                 arrays[name][start : start + len(values)] = values
