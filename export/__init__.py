@@ -26,7 +26,7 @@ class Exporter(Protocol):
 
     FILE: str
 
-    def build(self, model: object, functions: object, folder: object, *, precision: str) -> None: ...
+    def build(self, model: object, functions: object, folder: object, *, precision: str, say: object) -> None: ...
 
 
 def targets(word: str) -> list[Target]:

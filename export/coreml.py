@@ -11,23 +11,24 @@ import coremltools as ct
 import torch
 
 from tasktok_edge.errors import VerdictError
-from tasktok_edge.export.graph import Deployed, Function, output_names
+from tasktok_edge.export.graph import Deployed, Function, Say, output_names
 from tasktok_edge.model.tasktok import TaskTok
 
 FILE = "model.mlpackage"
 TARGET = ct.target.iOS18  # several functions in one package need it
 
 
-def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str) -> None:
+def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str, say: Say) -> None:
     """Convert every function and join them in `model.mlpackage`."""
     size = model.config.image_size
     image = torch.zeros(1, 3, size, size)
     compute = ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32
     joined = ct.utils.MultiFunctionDescriptor()
-    with tempfile.TemporaryDirectory() as scratch:
-        for function in functions:
-            deployed = Deployed(model, [function], image_input=True).eval()
-            exported = torch.export.export(deployed, (image,)).run_decompositions({})
+    whole = Deployed(model, functions, image_input=True).eval()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # beside the result: /tmp may be small, or memory
+        for i, function in enumerate(functions, 1):
+            say(f"converting {function.name}, {i} of {len(functions)}")
+            exported = torch.export.export(whole.only(function), (image,)).run_decompositions({})
             names = output_names(function, model.config.tasks[function.task].kind)
             package = ct.convert(
                 exported,
@@ -40,6 +41,7 @@ def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precis
             path = str(Path(scratch) / f"{function.entry}.mlpackage")
             package.save(path)
             joined.add_function(path, src_function_name="main", target_function_name=function.entry)
+        say("joining the functions")
         joined.default_function_name = functions[0].entry
         ct.utils.save_multifunction(joined, str(folder / FILE))
     faults = _structure_faults(folder, functions, kinds={t: c.kind for t, c in model.config.tasks.items()}, size=size)

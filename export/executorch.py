@@ -1,8 +1,8 @@
 """ExecuTorch: one .pte for XNNPACK, a method a function, weights shared by all methods."""
 
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,8 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import to_edge_transform_and_lower
 from torch import Tensor, nn
 
-from tasktok_edge.export.graph import Deployed, Function
+from tasktok_edge.export.graph import Deployed, Function, Say
+from tasktok_edge.export.rewrite import FoldedBlock, sharing_copy, split_linear
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.model.vit import Attention, Rows, take
 
@@ -38,51 +39,64 @@ class DelegatedAttention(nn.Module):
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         self.heads, d = attention.heads, attention.width
-        weight, bias = attention.qkv.weight.detach(), attention.qkv.bias.detach()
-        scale = (d // self.heads) ** -0.5
-        self.q, self.k, self.v = (nn.Linear(d, d) for _ in range(3))
-        for i, (part, gain) in enumerate(((self.q, scale), (self.k, 1.0), (self.v, 1.0))):
-            part.weight = nn.Parameter(weight[i * d : (i + 1) * d] * gain, requires_grad=False)
-            part.bias = nn.Parameter(bias[i * d : (i + 1) * d] * gain, requires_grad=False)
+        self.q, self.k, self.v = split_linear(attention.qkv, gain=(d // self.heads) ** -0.5)
         self.out_proj = attention.out_proj
 
     def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
-        d = x.shape[2]
-        q = self._split(self.q(x if rows is None else take(x, rows)))  # (heads, M, head)
-        k, v = self._split(self.k(x)), self._split(self.v(x))  # (heads, N, head)
+        return self.attend(self.queries(x if rows is None else take(x, rows)), *self.keys_values(x))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Rows (1, M, D) to queries, scaled already."""
+        return self.q(x)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (1, N, D) to keys and values."""
+        return self.k(x), self.v(x)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries (1, M, D) over keys and values (1, N, D)."""
+        d = q.shape[2]
+        q, k, v = (x.reshape(x.shape[1], self.heads, -1).transpose(0, 1) for x in (q, k, v))  # (heads, N, head)
         y = torch.bmm(F.softmax(torch.bmm(q, k.transpose(1, 2)), -1), v)
         return self.out_proj(y.transpose(0, 1).reshape(1, -1, d))
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[1], self.heads, -1).transpose(0, 1)
 
-
-def delegated(module: TaskTok) -> TaskTok:
+def delegated(module: Deployed) -> Deployed:
     """Give a copy with the same weights and results whose operators XNNPACK takes."""
-    module = deepcopy(module)
+    forms: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+        nn.LayerNorm: DelegatedNorm,
+        Attention: DelegatedAttention,
+    }
+    module, made = sharing_copy(module), dict[nn.Module, nn.Module]()
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.LayerNorm):
-                setattr(parent, name, DelegatedNorm(child))
-            elif isinstance(child, Attention):
-                setattr(parent, name, DelegatedAttention(child))
+            if type(child) in forms:
+                if child not in made:  # what several parts share stays one module
+                    made[child] = forms[type(child)](child)
+                setattr(parent, name, made[child])
+    for part in module.modules():
+        if isinstance(part, FoldedBlock):
+            part.fold()  # its queries are scaled already in this form
     return module
 
 
-def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str) -> None:
+def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str, say: Say) -> None:
     """Lower every function and write `model.pte`; `fp16` computes in fp16, as XNNPACK's kernels do on phones."""
     size = model.config.image_size
     frame = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    shared = delegated(model).to(dtype)
+    whole = sharing_copy(delegated(Deployed(model, functions, dtype=dtype).eval()), dtype)
     programs = {}
-    for function in functions:
-        exported = torch.export.export(Deployed(shared, [function], dtype=dtype).eval(), (frame,))
+    for i, function in enumerate(functions, 1):
+        say(f"tracing {function.name}, {i} of {len(functions)}")
+        exported = torch.export.export(whole.only(function), (frame,))
         _drop_idle_expands(exported.graph_module)
         programs[function.entry] = exported
     partitioner = {entry: [XnnpackPartitioner()] for entry in programs}
-    lowered = to_edge_transform_and_lower(programs, partitioner=partitioner)
-    (folder / FILE).write_bytes(lowered.to_executorch().buffer)
+    say(f"lowering {len(functions)} functions to XNNPACK")
+    lowered = to_edge_transform_and_lower(programs, partitioner=partitioner).to_executorch()
+    with (folder / FILE).open("wb") as stream:
+        lowered.write_to_file(stream)
 
 
 def _drop_idle_expands(graph_module: torch.fx.GraphModule) -> None:

@@ -1,14 +1,19 @@
 """The graph that every target exports: a uint8 frame in, restored frames and task answers out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tasktok_edge.export.rewrite import Rewritten, sharing_copy
+from tasktok_edge.model.config import TaskTokConfig
 from tasktok_edge.model.tasktok import StaticSwitch, TaskTok
 
 Kind = Literal["restore", "predict"]
+Say = Callable[[str], None]  # what an exporter does just now, for whoever watches
+# Faster R-CNN proposes another number of boxes for every image; a graph has fixed shapes.
+NOT_EXPORTED = ("none", "fasterrcnn_mobilenet_v3_large_fpn")
 
 
 class Function(NamedTuple):
@@ -30,6 +35,12 @@ class Function(NamedTuple):
 def functions_of(tasks: Sequence[str]) -> list[Function]:
     """Both functions of each task, in the order in which artifacts list them."""
     return [Function(kind, task) for task in tasks for kind in ("restore", "predict")]
+
+
+def model_functions(config: TaskTokConfig, tasks: Sequence[str] | None = None) -> list[Function]:
+    """What can be exported of a model: every task's frame, and its answer where a network gives one of fixed shape."""
+    chosen = list(config.tasks) if tasks is None else tasks
+    return [f for f in functions_of(chosen) if f.kind == "restore" or config.tasks[f.task].net not in NOT_EXPORTED]
 
 
 def output_names(function: Function, kind: str) -> list[str]:
@@ -57,14 +68,23 @@ class Deployed(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.model, self.functions, self.image_input, self.dtype = model, list(functions), image_input, dtype
+        self.functions, self.image_input, self.dtype = list(functions), image_input, dtype
+        self.model = Rewritten(model)
         tokens = model.config.tokenizer.tokens
+        self.size = model.config.image_size
         self.switches = nn.ModuleDict(
             {
                 task: StaticSwitch(model.refiner, model.switch.selected(task), tokens=tokens)
                 for task in dict.fromkeys(f.task for f in functions)
             }
         )
+
+    def only(self, function: Function) -> "Deployed":
+        """Give the graph of one function, with the same tensors."""
+        part = sharing_copy(self)
+        part.functions = [function]
+        part.switches = nn.ModuleDict({function.task: part.switches[function.task]})
+        return part
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
         image = frame if self.image_input else frame.permute(0, 3, 1, 2).to(self.dtype) / 255
@@ -80,7 +100,7 @@ class Deployed(nn.Module):
         return tuple(output.to(torch.float32) for output in outputs)
 
     def _answer(self, task: str, image: Tensor) -> list[Tensor]:
-        answer = self.model.task_net(task)(image)
+        answer = self.model.task_nets[task](image)
         if isinstance(answer, tuple):
             boxes, logits = answer
             return [boxes, torch.sigmoid(logits)]

@@ -5,48 +5,65 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 
-from tasktok_edge.export.graph import Deployed, Function, output_names
+from tasktok_edge.export.graph import Deployed, Function, Say, output_names
 from tasktok_edge.model.tasktok import TaskTok
 
 FILE = "model.onnx"
 OPSET = 20  # the newest that ONNX Runtime, OpenVINO and the mobile providers all read
 
+MAX_INLINE_BYTES = 512 << 20  # one file is handier; a protocol buffer ends at 2 GB, and who reads a part of it reads all
 
-def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str) -> None:
-    """Export and write `model.onnx`; `fp16` stores the weights so and computes in fp32."""
+
+def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str, say: Say) -> None:
+    """Write `model.onnx`, large weights in a file beside it; `fp16` stores the weights so and computes in fp32."""
     size = model.config.image_size
     frame = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     names = [name for f in functions for name in output_names(f, model.config.tasks[f.task].kind)]
+    say("tracing and converting")
     exported = torch.onnx.export(
         Deployed(model, functions).eval(), (frame,), dynamo=True, verbose=False, opset_version=OPSET,
-        input_names=["frame"], output_names=names,
+        input_names=["frame"], output_names=names, optimize=False,
     )  # fmt: skip
     if exported is None:
         raise RuntimeError("torch.onnx.export gave no program")
-    proto = exported.model_proto
+    say("optimizing")
+    # First one Transpose for each weight, however many tasks read it: the optimizer would fold each into a copy of its own.
+    CommonSubexpressionEliminationPass()(exported.model)
+    exported.optimize()
+    RemoveUnusedNodesPass()(exported.model)  # with the weights that were transposed
     if precision == "fp16":
-        store_in_fp16(proto)
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save_model(proto, folder / FILE)
+        store_in_fp16(exported.model)
+    say("saving and checking")
+    weights = sum(v.const_value.nbytes for v in exported.model.graph.initializers.values() if v.const_value is not None)
+    exported.save(folder / FILE, external_data=weights > MAX_INLINE_BYTES)
+    onnx.checker.check_model(folder / FILE, full_check=True)
 
 
-def store_in_fp16(proto: onnx.ModelProto) -> None:
+def store_in_fp16(model: ir.Model) -> None:
     """Keep every float matrix as fp16 behind a Cast, in place.
 
     ONNX Runtime's CPU folds the casts when it loads; a graph that computes in fp16 would be cast back and forth at every
     operator there, slower than fp32.
     """
-    casts = []
-    for initializer in proto.graph.initializer:
-        if initializer.data_type != TensorProto.FLOAT or len(initializer.dims) < 2:
+    graph, casts = model.graph, []
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) < 2:
             continue
-        name, half = initializer.name, f"{initializer.name}_fp16"
-        values = numpy_helper.to_array(initializer).astype(np.float16)
-        initializer.CopyFrom(numpy_helper.from_array(values, half))
-        casts.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
-    nodes = [*casts, *proto.graph.node]
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
+        values = tensor.numpy().astype(np.float16)
+        shape = ir.Shape(values.shape)
+        half = ir.Value(name=f"{name}_fp16", shape=shape, type=ir.TensorType(ir.DataType.FLOAT16))
+        half.const_value = ir.tensor(values, name=half.name)
+        cast = ir.node("Cast", [half], attributes={"to": ir.DataType.FLOAT})
+        restored = cast.outputs[0]
+        value.replace_all_uses_with(restored)
+        graph.initializers.pop(name)
+        restored.name, restored.shape, restored.type = name, shape, ir.TensorType(ir.DataType.FLOAT)
+        graph.initializers.add(half)
+        casts.append(cast)
+    if casts:
+        graph.insert_before(graph[0], casts)

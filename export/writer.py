@@ -22,7 +22,7 @@ from tasktok_edge.bundle import (
     write_manifest,
 )
 from tasktok_edge.export import Target, exporter, package_versions
-from tasktok_edge.export.graph import Function, functions_of, output_names
+from tasktok_edge.export.graph import Function, Say, model_functions, output_names
 from tasktok_edge.model.checkpoint import Checkpoint
 from tasktok_edge.model.tasktok import TaskTok
 
@@ -44,12 +44,14 @@ def write_bundle(
     precision: Precision,
     frames: NDArray[np.uint8],
     answers: dict[str, NDArray[np.float32]],
+    say: Say = lambda _: None,
 ) -> Manifest:
     """Build `target` into `folder`, unverified. `frames` (n, S, S, 3) uint8 with `answers` by output name become golden."""
     versions = package_versions(target)
-    model, functions = checkpoint.model, functions_of(tasks)
+    model = checkpoint.model
+    functions = model_functions(model.config, tasks)
     module = exporter(target)
-    module.build(model, functions, folder, precision=precision)
+    module.build(model, functions, folder, precision=precision, say=say)
     write_golden(folder, frames, answers)
     (folder / "LICENSE").write_text(licence())
     name = f"{model.config.preset}-{target}-{precision}"
@@ -60,7 +62,7 @@ def write_bundle(
         target=target,
         precision=precision,
         level=model.config.level,
-        input=Preprocessing(size=model.config.image_size),
+        input=Preprocessing(size=model.config.image_size, resize=model.config.resize),
         tasks={task: _task_spec(model, task) for task in tasks},
         functions=[_function_spec(model, f, module.FILE, answers) for f in functions],
         parity=Parity(
@@ -88,6 +90,7 @@ def _task_spec(model: TaskTok, task: str) -> TaskSpec:
     config = model.config.tasks[task]
     return TaskSpec(
         kind=config.kind,
+        framing=config.framing,
         labels=config.labels,
         selected_tokens=tuple(model.switch.selected(task)),
         n_tokens=model.config.tokenizer.tokens,

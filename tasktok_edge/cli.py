@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.status import Status
 
 from tasktok_edge import __version__
 from tasktok_edge.errors import PackageError, TaskTokEdgeError, UsageError, VerdictError, unknown_word
@@ -55,11 +54,12 @@ def export(
 
     chosen = _precision(precision)
     wanted = targets(target)
-    _need("export", "torch", "safetensors", "pycocotools", "torchmetrics")
+    need("export", "torch", "safetensors", "pycocotools", "torchmetrics")
     _hush_converters()
+    from tasktok_edge.export.limits import check_fits
     from tasktok_edge.model.checkpoint import load_checkpoint
     from tasktok_edge.parity import export_verified
-    from tasktok_edge.show import export_table
+    from tasktok_edge.show import export_table, saying
 
     loaded = load_checkpoint(checkpoint)
     config = loaded.model.config
@@ -71,13 +71,11 @@ def export(
     existing = [str(path) for path in paths.values() if path.exists()]
     if existing and not overwrite:
         raise UsageError(f"{', '.join(existing)} exists: choose another --out, or add --overwrite")
+    weights = sum(p.numel() * 4 for p in loaded.model.parameters())
+    check_fits(wanted, chosen, weights, out)
     done = []
     for name, path in paths.items():
-        with errors.status(f"{name}: starting") as status:
-
-            def say(what: str, name: str = name, status: Status = status) -> None:
-                status.update(f"{name}: {what}")
-
+        with saying(errors, name) as say:
             done.append(
                 export_verified(
                     loaded,
@@ -111,7 +109,7 @@ def train(
     workers: Annotated[int, typer.Option(help="processes that render frames", min=1)] = 2,
 ) -> None:
     """Make the server model from nothing: frames, task networks, tokenizer, token order, joint training."""
-    _need("train", "torch", "accelerate", "safetensors")
+    need("train", "torch", "accelerate", "safetensors")
     from tasktok_edge.model.checkpoint import save_checkpoint
     from tasktok_edge.show import progress_of
     from tasktok_edge.train.recipe import recipe as find
@@ -142,7 +140,7 @@ def quantize(
     """Server checkpoint in, edge checkpoint out."""
     if method != "distill":
         raise unknown_word("method", method, ["distill"])
-    _need("train", "torch", "accelerate", "safetensors")
+    need("train", "torch", "accelerate", "safetensors")
     from tasktok_edge.model.checkpoint import load_checkpoint, save_checkpoint
     from tasktok_edge.quantize.distill import Student, distill, distill_recipe
     from tasktok_edge.show import progress_of
@@ -166,7 +164,7 @@ def validate(
     max_drop: Annotated[float, typer.Option(help="points that a task may lose against the server")] = 1.0,
 ) -> None:
     """Run the server model and bundles on the same held-out frames."""
-    _need("train", "torch", "safetensors", "pycocotools", "torchmetrics")
+    need("train", "torch", "safetensors", "pycocotools", "torchmetrics")
     from tasktok_edge.data.degrade import DEGRADATIONS
 
     if degradation not in DEGRADATIONS:
@@ -194,7 +192,7 @@ def bench(
     threads: Annotated[int, typer.Option(help="threads for every engine", min=1)] = 1,
 ) -> None:
     """Latency of bundles beside the server model in PyTorch, and what the shim costs over its engine; interleaved, one run."""
-    _need("train", "torch", "safetensors")
+    need("train", "torch", "safetensors")
     from tasktok_edge.bench import compare
     from tasktok_edge.show import latency_table, progress_of
 
@@ -213,7 +211,7 @@ def demo(
 ) -> None:
     """Export the shipped model for every target, run what runs here on held-out degraded frames, show table and picture."""
     chosen = _precision(precision)
-    _need("export", "torch", "safetensors", "pycocotools", "torchmetrics", "matplotlib")
+    need("export", "torch", "safetensors", "pycocotools", "torchmetrics", "matplotlib")
     _hush_converters()
     from tasktok_edge.demo import Outcome, run_demo
     from tasktok_edge.show import print_outcome, progress_of
@@ -250,12 +248,13 @@ def _hush_converters() -> None:
     import warnings
 
     warnings.simplefilter("ignore")
-    for name in ("coremltools", "torch", "torch.onnx", "torchao", "root"):
+    hushed = ("coremltools", "torch", "torch.onnx", "torch.onnx._internal.exporter._registration", "torchao", "root")
+    for name in hushed:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is first imported; coremltools draws four bars a function
 
 
-def _need(extra: str, *modules: str) -> None:
+def need(extra: str, *modules: str) -> None:
     """Refuse before any work when a package of an extra is missing."""
     from importlib.util import find_spec
 
@@ -273,9 +272,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run a command and give its exit code: 0 done, 2 wrong use, 3 verdict failed, 4, 5, 130."""
     from tasktok_edge.apps.restore import restore_command
+    from tasktok_edge.cli_checkpoints import convert_command, inspect_command
     from tasktok_edge.runtimes.cli import devices_command
 
-    for name, command in (("devices", devices_command), ("run", restore_command)):
+    commands: dict[str, Callable[..., None]] = {
+        "inspect": inspect_command,
+        "convert": convert_command,
+        "devices": devices_command,
+        "run": restore_command,
+    }
+    for name, command in commands.items():
         if not any(known.callback is command for known in app.registered_commands):
             app.command(name)(command)
     known = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback is not None]

@@ -1,6 +1,6 @@
 """Does the artifact answer as the PyTorch model does? Measured through the shim, recorded in the bundle."""
 
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +11,23 @@ from tasktok_edge.bundle import Parity, replace_parity
 from tasktok_edge.data.heldout import held_out
 from tasktok_edge.errors import DeviceError, PackageError
 from tasktok_edge.export import Target
-from tasktok_edge.export.graph import functions_of
+from tasktok_edge.export.graph import Say, model_functions
 from tasktok_edge.export.writer import GOLDEN_FRAMES, write_bundle
 from tasktok_edge.frames import crop_resize, windows
+from tasktok_edge.macs import count
 from tasktok_edge.manifest import MANIFEST, Manifest, Precision, parse_manifest
+from tasktok_edge.memory import measured
 from tasktok_edge.metrics import same_answer
 from tasktok_edge.model.checkpoint import Checkpoint
+from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.reference import Reference, golden_answers
 from tasktok_edge.runtimes import load
 from tasktok_edge.runtimes.selection import peak_of, psnr_db
 from tasktok_edge.staging import stage
 
 PARITY_FRAMES = 16
+LARGE_MACS = 10_000_000_000  # multiply-adds from which a frame takes seconds: one golden frame then, and fewer for parity
+LARGE_PARITY_FRAMES = 2
 MIN_AGREEMENT = 0.995  # share of frames with the same answer
 
 
@@ -33,6 +38,8 @@ class Exported:
     path: Path
     manifest: Manifest
     bytes: int
+    seconds: float  # of building the engine's files
+    peak_bytes: int  # the process's highest resident size meanwhile
 
 
 def export_verified(
@@ -43,29 +50,39 @@ def export_verified(
     tasks: tuple[str, ...],
     precision: Precision,
     overwrite: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
 ) -> Exported:
     """Build a bundle, run it through the shim where it can run here, and record what was found; nothing half-written stays."""
     with stage(out, overwrite=overwrite) as folder:
         say("golden frames")
-        size = checkpoint.model.config.image_size
-        frames = [crop_resize(h.degraded, windows(*h.degraded.shape[:2])[0], size) for h in held_out(GOLDEN_FRAMES)]
-        golden = np.stack(frames)
-        answers = golden_answers(checkpoint.model, functions_of(tasks), golden)
-        say("converting")
-        write_bundle(
-            folder,
-            checkpoint,
-            target,
-            tasks=tasks,
-            precision=precision,
-            frames=golden,
-            answers=answers,
-        )
-        say(f"parity on {PARITY_FRAMES} held-out frames")
-        manifest = replace_parity(folder, measure_parity(folder, checkpoint, tasks=tasks))
+        model = checkpoint.model
+        large = sum(part.exported for part in count(model.config, {})) > LARGE_MACS
+        golden = np.stack([_square(h.degraded, model) for h in held_out(1 if large else GOLDEN_FRAMES)])
+        answers = golden_answers(model, model_functions(model.config, tasks), golden)
+        start = time.perf_counter()
+        with measured() as peak:
+            write_bundle(
+                folder,
+                checkpoint,
+                target,
+                tasks=tasks,
+                precision=precision,
+                frames=golden,
+                answers=answers,
+                say=say,
+            )
+        seconds = time.perf_counter() - start
+        n_frames = LARGE_PARITY_FRAMES if large else PARITY_FRAMES
+        say(f"parity on {n_frames} held-out frames")
+        manifest = replace_parity(folder, measure_parity(folder, checkpoint, tasks=tasks, n_frames=n_frames))
     total = sum(entry.bytes for entry in manifest.files.values())
-    return Exported(out, manifest, total)
+    return Exported(out, manifest, total, seconds, peak.bytes)
+
+
+def _square(frame: NDArray[np.uint8], model: TaskTok) -> NDArray[np.uint8]:
+    """The first window of a frame, as the function takes it."""
+    size = model.config.image_size
+    return crop_resize(frame, windows(*frame.shape[:2])[0], size, model.config.resize)
 
 
 def measure_parity(folder: Path, checkpoint: Checkpoint, *, tasks: tuple[str, ...], n_frames: int = PARITY_FRAMES) -> Parity:
@@ -79,18 +96,18 @@ def measure_parity(folder: Path, checkpoint: Checkpoint, *, tasks: tuple[str, ..
         specs = session.bundle.manifest.functions
         names = tuple(f.name for f in specs)
         worst = dict.fromkeys(names, np.inf)
-        agreed = dict.fromkeys(tasks, 0)
+        agreed = {f.task: 0 for f in specs if f.kind == "predict"}
         for held in held_out(n_frames):
-            frame = crop_resize(held.degraded, windows(*held.degraded.shape[:2])[0], session.size)
+            frame = _square(held.degraded, checkpoint.model)
             wanted, found = reference.run_raw(names, frame[None]), dict[str, NDArray[np.float32]]()
             for task in tasks:  # as they are called for frames: restore and predict of a task together
-                found |= session.run_raw((f"restore/{task}", f"predict/{task}"), frame[None])
+                found |= session.run_raw(tuple(f.name for f in specs if f.task == task), frame[None])
             for spec in specs:
                 for output in spec.outputs:
                     want = wanted[output.name]
                     figure = psnr_db(found[output.name], want, peak_of(spec.kind, want))
                     worst[spec.name] = min(worst[spec.name], figure)
-            for task in tasks:
+            for task in agreed:
                 agreed[task] += same_answer(session.predict(held.degraded, task), reference.predict(held.degraded, task))
         agreement = {task: count / n_frames for task, count in agreed.items()}
         asked = session.bundle.manifest.parity

@@ -1,11 +1,20 @@
 """What people see: progress, and the tables that commands end with."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from tasktok_edge.bench import Comparison, machine
@@ -40,6 +49,17 @@ def progress_of(console: Console, steps: Iterator[Any]) -> Any:
     return last
 
 
+@contextmanager
+def saying(console: Console, name: str) -> Iterator[Callable[[str], None]]:
+    """Give a function that shows what is being done, and since when; in a log file, a line for each."""
+    if not console.is_terminal:
+        yield lambda what: console.print(f"{name}: {what}", highlight=False, soft_wrap=True)
+        return
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bars:
+        task = bars.add_task(name)
+        yield lambda what: bars.update(task, description=f"{name}: {what}")
+
+
 def _logged(console: Console, steps: Iterator[Any]) -> Any:
     """The same for a log file: a line now and then, and one when a piece of work is done."""
     last, told_at = None, 0.0
@@ -62,7 +82,7 @@ def _progress(step: Any) -> tuple[str | None, int, int, dict[str, float]]:
 
 def export_table(exported: list[Exported]) -> Table:
     """Target, precision, size, functions, parity and where it was measured."""
-    table = Table("bundle", "size", "functions", "parity", "same answers", "measured on", "verdict")
+    table = Table("bundle", "size", "built in", "peak memory", "functions", "parity", "same answers", "measured on", "verdict")
     table.columns[0].no_wrap = True
     for e in exported:
         manifest, parity = e.manifest, e.manifest.parity
@@ -70,7 +90,8 @@ def export_table(exported: list[Exported]) -> Table:
         same = f"{min(parity.agreement.values()):.1%} of {parity.n_frames}" if parity.agreement else "-"
         where = f"{parity.device}, {parity.effective_precision}" if parity.device else "-"
         verdict = parity.status if parity.status != "not_run" else f"unverified: {parity.reason}"
-        table.add_row(manifest.name, _size(e.bytes), str(len(manifest.functions)), worst, same, where, verdict)
+        cost = f"{e.seconds:.0f} s", f"{e.peak_bytes / 2**30:.1f} GiB"
+        table.add_row(manifest.name, _size(e.bytes), *cost, str(len(manifest.functions)), worst, same, where, verdict)
     return table
 
 
@@ -103,7 +124,16 @@ def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[s
     """Print the demo's tables and picture path; gives what fell short of parity, empty when all is well."""
     judgement = outcome.judgement
     console.print(accuracy_table(judgement))
-    table = Table("bundle", "size", "functions", "parity", "same answers", *(f"{t} ms (x server)" for t in judgement.tasks))
+    table = Table(
+        "bundle",
+        "size",
+        "built in",
+        "peak memory",
+        "functions",
+        "parity",
+        "same answers",
+        *(f"{t} ms (x server)" for t in judgement.tasks),
+    )
     table.title = "artifacts: parity and same answers against the same model in PyTorch; latency frame in, answer out"
     table.columns[0].no_wrap = True
     failed = []
@@ -155,7 +185,8 @@ def _worst(parity: Parity) -> str:
     if not parity.psnr_db:
         return "not run here"
     kinds = {kind: [v for name, v in parity.psnr_db.items() if name.startswith(kind)] for kind in ("restore", "predict")}
-    return f"{min(kinds['restore']):.1f} dB, answers {min(kinds['predict']):.1f} dB"
+    answers = f", answers {min(kinds['predict']):.1f} dB" if kinds["predict"] else ""
+    return f"{min(kinds['restore']):.1f} dB{answers}"
 
 
 def _size(n: int) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from tasktok_edge.errors import CheckpointError
 from tasktok_edge.model.config import TaskTokConfig
+from tasktok_edge.model.official.files import find_parts, is_official
+from tasktok_edge.model.official.load import load_official, source_hashes
 from tasktok_edge.model.task_nets import build_task_net
 from tasktok_edge.model.tasktok import TaskTok
 
@@ -24,11 +26,12 @@ _WEIGHTS, _CONFIG, _ORACLES = "model.safetensors", "config.json", "oracles.safet
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in evaluation mode, where it came from, and the SHA-256 of its weights."""
+    """A model in evaluation mode, where it came from, and the SHA-256 of its weights; of official files, of each by part."""
 
     model: TaskTok
     path: Path
     sha256: str
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 def checkpoint_folder(name: str | Path | None) -> Path:
@@ -39,25 +42,40 @@ def checkpoint_folder(name: str | Path | None) -> Path:
     return Path(text)
 
 
-def load_checkpoint(name: str | Path | None = None) -> Checkpoint:
-    """Build the model that a checkpoint describes and fill it, in fp32 on the CPU; CheckpointError says what is wrong."""
+def load_checkpoint(name: str | Path | None = None, *, pick: str | None = None) -> Checkpoint:
+    """Build the model that a checkpoint describes and fill it, in fp32 on the CPU; CheckpointError says what is wrong.
+
+    A folder is ours, or one of official `.pt` files; `pick` chooses among several training states of an official one.
+    """
     folder = checkpoint_folder(name)
     if not folder.is_dir():
         raise CheckpointError(
-            f"no checkpoint at '{folder}': expected a folder with {_WEIGHTS} and {_CONFIG}, or one of {', '.join(SHIPPED)}"
+            f"no checkpoint at '{folder}': expected a folder with {_WEIGHTS} and {_CONFIG}, one of official TaskTok .pt files, "
+            f"or one of {', '.join(SHIPPED)}"
         )
+    if not (folder / _CONFIG).is_file() and is_official(folder):
+        parts = find_parts(folder, pick)
+        model, sources = load_official(parts), source_hashes(parts)
+        digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
+        return Checkpoint(model, folder, digest, sources)
     missing = [part for part in (_WEIGHTS, _CONFIG) if not (folder / part).is_file()]
     if missing:
         raise CheckpointError(f"the checkpoint '{folder}' lacks {' and '.join(missing)}")
+    with torch.device("meta"):  # shapes alone: the file's tensors take their places
+        model = TaskTok(read_config(folder))
+    _fill(model, folder / _WEIGHTS)
+    with (folder / _WEIGHTS).open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Checkpoint(model.eval().requires_grad_(False), folder, digest)
+
+
+def read_config(folder: Path) -> TaskTokConfig:
+    """Read the config.json of a checkpoint of ours."""
     try:
-        config = TaskTokConfig.model_validate_json((folder / _CONFIG).read_bytes())
+        return TaskTokConfig.model_validate_json((folder / _CONFIG).read_bytes())
     except ValidationError as fault:
         lines = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in fault.errors())
         raise CheckpointError(f"'{folder / _CONFIG}' is no TaskTok config: {lines}") from None
-    model = TaskTok(config)
-    _fill(model, folder / _WEIGHTS)
-    digest = hashlib.sha256((folder / _WEIGHTS).read_bytes()).hexdigest()
-    return Checkpoint(model.eval().requires_grad_(False), folder, digest)
 
 
 def load_oracles(name: str | Path | None = None) -> nn.ModuleDict:
@@ -66,30 +84,33 @@ def load_oracles(name: str | Path | None = None) -> nn.ModuleDict:
     path = folder / _ORACLES
     if not path.is_file():
         path = checkpoint_folder(SHIPPED[0]) / _ORACLES  # an edge model is judged by its server's oracles
-    config = TaskTokConfig.model_validate_json((path.parent / _CONFIG).read_bytes())
+    config = read_config(path.parent)
     nets = nn.ModuleDict({task: build_task_net(part, image_size=config.image_size) for task, part in config.tasks.items()})
     _fill(nets, path)
     return nets.eval().requires_grad_(False)
 
 
-def save_checkpoint(folder: Path, model: TaskTok, *, oracles: nn.Module | None = None, facts: Mapping[str, object]) -> None:
-    """Write a checkpoint; matrices are kept in fp16 (half the download), vectors and statistics in fp32.
+def save_checkpoint(
+    folder: Path, model: TaskTok, *, oracles: nn.Module | None = None, facts: Mapping[str, object], exact: bool = False
+) -> None:
+    """Write a checkpoint; matrices are kept in fp16 (half the download) unless `exact`, vectors and statistics in fp32.
 
     `facts` (recipe, steps, accuracies) goes into provenance.json, for people.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_packed(model), folder / _WEIGHTS)
+    save_file(_packed(model, exact=exact), folder / _WEIGHTS)
     if oracles is not None:
-        save_file(_packed(oracles), folder / _ORACLES)
+        save_file(_packed(oracles, exact=exact), folder / _ORACLES)
     (folder / _CONFIG).write_text(model.config.model_dump_json(indent=1) + "\n")
     (folder / "provenance.json").write_text(json.dumps(dict(facts), indent=1) + "\n")
 
 
-def _packed(module: nn.Module) -> dict[str, Tensor]:
+def _packed(module: nn.Module, *, exact: bool) -> dict[str, Tensor]:
     state = {name: value.detach().cpu() for name, value in module.state_dict().items()}
     # num_batches_tracked only matters to training with a cumulative average, which nobody here uses.
     state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    return {n: (v.half() if v.ndim >= 2 and v.is_floating_point() else v).contiguous() for n, v in state.items()}
+    packed = {n: v.half() if v.ndim >= 2 and v.is_floating_point() and not exact else v for n, v in state.items()}
+    return {name: value.contiguous() for name, value in packed.items()}
 
 
 def _fill(module: nn.Module, path: Path) -> None:
@@ -111,4 +132,6 @@ def _fill(module: nn.Module, path: Path) -> None:
     if faults:
         more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
         raise CheckpointError(f"'{path}' does not fit its config.json: {'; '.join(faults[:4])}{more}")
-    module.load_state_dict({n: v.float() if v.is_floating_point() else v for n, v in state.items()}, strict=False)
+    counters = {n: torch.zeros_like(v, device="cpu") for n, v in module.state_dict().items() if n not in wanted}
+    tensors = {n: v.float() if v.is_floating_point() else v for n, v in state.items()}
+    module.load_state_dict(tensors | counters, assign=True)

@@ -8,6 +8,7 @@ from tasktok_edge.errors import unknown_word
 
 Level = Literal["exact", "context", "selected"]
 TaskKind = Literal["cls", "seg", "det"]
+TaskNetName = Literal["scenes", "resnet18", "deeplabv3_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_fpn", "own", "none"]
 
 
 class _Config(BaseModel):
@@ -46,18 +47,37 @@ class PreRestorerConfig(_Config):
     unshuffle: int
 
 
+class SwinIRConfig(_Config):
+    """SwinIR (arXiv 2108.10257) on space-to-depth features, as TaskTok's pre-restorer has it; frozen there."""
+
+    width: int = 180
+    depths: tuple[int, ...] = (3, 3, 3, 3)
+    heads: int = 6
+    window: int = 8
+    mlp_ratio: float = 2.0
+    unshuffle: int = 8
+    head_width: int = 64  # channels of the convolutions that bring the grid back to the frame's size
+
+
 class TaskConfig(_Config):
-    """A task, its labels, and the widths of the network that answers it."""
+    """A task, its labels, and the network that answers it; `net = "none"` for a model that only restores."""
 
     kind: TaskKind
     labels: tuple[str, ...]
-    stem: int
-    widths: tuple[int, ...]  # one stage each, the first at stride 4, each further one halves the grid
+    net: TaskNetName = "scenes"
+    framing: Literal["windows", "pad"] = "windows"  # how a frame that is not square is brought to the model's square
+    # What follows is for the small networks of the scenes alone.
+    stem: int = 0
+    widths: tuple[int, ...] = ()  # one stage each, the first at stride 4, each further one halves the grid
     head: int = 0  # channels of the feature pyramid; unused by classification
 
     @property
     def n_outputs(self) -> int:
         return len(self.labels)
+
+    @property
+    def is_incomplete(self) -> bool:
+        return self.net == "scenes" and not (self.stem and self.widths)
 
 
 class TaskTokConfig(_Config):
@@ -65,25 +85,35 @@ class TaskTokConfig(_Config):
 
     preset: str
     image_size: int
-    prerestorer: PreRestorerConfig
+    prerestorer: PreRestorerConfig | SwinIRConfig
     tokenizer: TokenizerConfig
     refiner: ViTConfig
     tasks: dict[str, TaskConfig]
     level: Level = "exact"
+    resize: Literal["area", "bicubic"] = "area"  # how a frame is brought to `image_size`; official models alias by design
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "TaskTokConfig":
         tokenizer, pre = self.tokenizer, self.prerestorer
+        fits = [
+            ("tokenizer.image_size", tokenizer.image_size, "patch", tokenizer.patch),
+            ("image_size", self.image_size, "prerestorer.unshuffle", pre.unshuffle),
+            ("encoder.width", tokenizer.encoder.width, "heads", tokenizer.encoder.heads),
+            ("decoder.width", tokenizer.decoder.width, "heads", tokenizer.decoder.heads),
+            ("refiner.width", self.refiner.width, "heads", self.refiner.heads),
+        ]
+        if isinstance(pre, SwinIRConfig):
+            fits += [
+                ("image_size", self.image_size, "prerestorer.unshuffle x window", pre.unshuffle * pre.window),
+                ("prerestorer.width", pre.width, "heads", pre.heads),
+            ]
         faults = [
             f"{what} {size} is not a multiple of {unit_name} {unit}"
-            for what, size, unit_name, unit in (
-                ("tokenizer.image_size", tokenizer.image_size, "patch", tokenizer.patch),
-                ("image_size", self.image_size, "prerestorer.unshuffle", pre.unshuffle),
-                ("encoder.width", tokenizer.encoder.width, "heads", tokenizer.encoder.heads),
-                ("decoder.width", tokenizer.decoder.width, "heads", tokenizer.decoder.heads),
-                ("refiner.width", self.refiner.width, "heads", self.refiner.heads),
-            )
-            if size % unit
+            for what, size, unit_name, unit in fits
+            if unit < 1 or size % unit
+        ]
+        faults += [
+            f"task {name} has a network of the scenes without widths" for name, t in self.tasks.items() if t.is_incomplete
         ]
         if faults:
             raise ValueError("; ".join(faults))

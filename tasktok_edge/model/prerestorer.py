@@ -3,7 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasktok_edge.model.config import PreRestorerConfig
+from tasktok_edge.model.config import PreRestorerConfig, SwinIRConfig
+from tasktok_edge.model.swinir import SwinIR
 
 
 class ResidualBlock(nn.Module):
@@ -35,3 +36,10 @@ class PreRestorer(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         x = self.conv_in(F.pixel_unshuffle(image, self.unshuffle))
         return image + F.pixel_shuffle(self.conv_out(self.blocks(x)), self.unshuffle)
+
+
+def build_prerestorer(config: PreRestorerConfig | SwinIRConfig, *, image_size: int) -> nn.Module:
+    """Build the pre-restorer of this config; without blocks it leaves the image as it is."""
+    if isinstance(config, SwinIRConfig):
+        return SwinIR(config, image_size=image_size)
+    return PreRestorer(config) if config.blocks else nn.Identity()

@@ -5,6 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasktok_edge.model.config import TaskConfig
+from tasktok_edge.model.deeplab import DeepLabV3
+from tasktok_edge.model.faster_rcnn import FasterRCNN
+from tasktok_edge.model.resnet import ResNet18
 
 
 class ConvBN(nn.Sequential):
@@ -123,7 +126,7 @@ class Detector(nn.Module):
         self.heat = nn.Conv2d(config.head, config.n_outputs, 1)
         self.sides = nn.Conv2d(config.head, 4, 1)
         nn.init.constant_(self.heat.bias, -4.0) if self.heat.bias is not None else None
-        cells = (torch.arange(image_size // self.stride) + 0.5) * self.stride
+        cells = (torch.arange(image_size // self.stride, device="cpu") + 0.5) * self.stride
         y, x = torch.meshgrid(cells, cells, indexing="ij")
         self.register_buffer("centres", torch.stack([x, y], -1).reshape(-1, 2), persistent=False)  # (G*G, 2)
 
@@ -142,13 +145,22 @@ class Detector(nn.Module):
         return self.answer(self.features(image))
 
 
-TaskNet = Classifier | Segmenter | Detector
+# Each gives `features` that losses compare, and the `answer` they lead to.
+TaskNet = Classifier | Segmenter | Detector | ResNet18 | DeepLabV3 | FasterRCNN
 
 
 def build_task_net(config: TaskConfig, *, image_size: int) -> TaskNet:
-    """Build the network of this task's kind."""
-    if config.kind == "cls":
-        return Classifier(config)
-    if config.kind == "seg":
-        return Segmenter(config)
-    return Detector(config, image_size)
+    """Build the network of this task; those of TaskTok's paper have torchvision's parameter names."""
+    n = config.n_outputs
+    match config.net:
+        case "resnet18":
+            return ResNet18(n)
+        case "deeplabv3_mobilenet_v3_large":
+            return DeepLabV3(n)
+        case "fasterrcnn_mobilenet_v3_large_fpn":
+            return FasterRCNN(n + 1)  # the background is no label
+        case "scenes":
+            if config.kind == "cls":
+                return Classifier(config)
+            return Segmenter(config) if config.kind == "seg" else Detector(config, image_size)
+    raise ValueError(f"nothing here builds a network called {config.net!r}")

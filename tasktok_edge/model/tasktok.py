@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasktok_edge.errors import unknown_word
+from tasktok_edge.errors import UsageError, unknown_word
 from tasktok_edge.model.config import TaskTokConfig
-from tasktok_edge.model.prerestorer import PreRestorer
+from tasktok_edge.model.prerestorer import build_prerestorer
 from tasktok_edge.model.refiner import Refiner, TokenSwitch
 from tasktok_edge.model.task_nets import TaskNet, build_task_net
 from tasktok_edge.model.tokenizer import Tokenizer
@@ -30,17 +30,23 @@ class TaskTok(nn.Module):
         super().__init__()
         self.config = config
         tokenizer = config.tokenizer
-        self.prerestorer: nn.Module = PreRestorer(config.prerestorer) if config.prerestorer.blocks else nn.Identity()
+        self.prerestorer = build_prerestorer(config.prerestorer, image_size=config.image_size)
         self.tokenizer = Tokenizer(tokenizer)
         self.refiner = Refiner(config.refiner, tokens=tokenizer.tokens, channels=tokenizer.channels)
         self.switch = TokenSwitch(list(config.tasks), tokens=tokenizer.tokens)
         self.task_nets = nn.ModuleDict(
-            {name: build_task_net(task, image_size=config.image_size) for name, task in config.tasks.items()}
+            {
+                name: build_task_net(task, image_size=config.image_size)
+                for name, task in config.tasks.items()
+                if task.net != "none"
+            }
         )
 
     def task_net(self, task: str) -> TaskNet:
-        """The network that answers this task."""
+        """The network that answers this task; UsageError where the model only restores for it."""
         self.check_task(task)
+        if task not in self.task_nets:
+            raise UsageError(f"this model has no network for {task}: it restores only; give one with --task-net")
         return cast(TaskNet, self.task_nets[task])
 
     def check_task(self, task: str) -> None:

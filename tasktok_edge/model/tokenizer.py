@@ -41,14 +41,19 @@ class Encoder(nn.Module):
         _see_contrast(self.patch_embed)
 
     def forward(self, image: Tensor) -> Tensor:
-        b = image.shape[0]
-        patches = self.patch_embed(image).flatten(2).transpose(1, 2)  # (B, G*G, D)
-        position = self.positional_embedding
-        first = (self.class_embedding + position[:1])[None].expand(b, -1, -1)
-        latents = (self.latent_tokens + self.latent_positional_embedding)[None].expand(b, -1, -1)
-        x = self.ln_pre(torch.cat([first, patches + position[1:], latents], 1))
+        first, latents = (rows.expand(image.shape[0], -1, -1) for rows in self.constant_rows())
+        x = self.ln_pre(torch.cat([first, self.patches(image), latents], 1))
         x = self.transformer(x, self.latent_rows)  # only the latents are read afterwards: an exact cut
         return self.conv_out(self.ln_post(x))
+
+    def patches(self, image: Tensor) -> Tensor:
+        """The rows that depend on the image, (B, G*G, D)."""
+        return self.patch_embed(image).flatten(2).transpose(1, 2) + self.positional_embedding[1:]
+
+    def constant_rows(self) -> tuple[Tensor, Tensor]:
+        """The rows before and after the patches, the same for every image: (1, 1, D) and (1, N, D)."""
+        first = self.class_embedding + self.positional_embedding[:1]
+        return first[None], (self.latent_tokens + self.latent_positional_embedding)[None]
 
 
 class Decoder(nn.Module):
@@ -77,15 +82,24 @@ class Decoder(nn.Module):
         nn.init.zeros_(cast(nn.Parameter, self.conv_out.bias))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        b, g, p = tokens.shape[0], self.grid, self.patch
+        masks = self.constant_rows().expand(tokens.shape[0], -1, -1)
+        x = self.ln_pre(torch.cat([masks, self.latents(tokens)], 1))  # the latents stand last
+        return self.image(self.transformer(x, self.patch_rows))
+
+    def latents(self, tokens: Tensor) -> Tensor:
+        """The rows that depend on the tokens, (B, N, D)."""
+        return self.decoder_embed(tokens) + self.latent_positional_embedding
+
+    def constant_rows(self) -> Tensor:
+        """The rows before the latents, the same for every image: class and mask tokens, (1, 1 + G*G, D)."""
         position = self.positional_embedding
-        masks = torch.cat([self.class_embedding + position[:1], self.mask_token + position[1:]])[None].expand(b, -1, -1)
-        latents = self.decoder_embed(tokens) + self.latent_positional_embedding
-        x = self.ln_pre(torch.cat([masks, latents], 1))  # the latents stand last
-        x = self.ffn(self.ln_post(self.transformer(x, self.patch_rows)))  # (B, G*G, p*p*3)
-        # Channel order (p1, p2, c), as the official file has it.
-        x = x.reshape(b, g, g, p, p * 3).transpose(2, 3).reshape(b, g * p, g * p, 3).permute(0, 3, 1, 2)
-        return self.conv_out(x)
+        return torch.cat([self.class_embedding + position[:1], self.mask_token + position[1:]])[None]
+
+    def image(self, rows: Tensor) -> Tensor:
+        """The patches' rows (B, G*G, D) to the image."""
+        b, g, p = rows.shape[0], self.grid, self.patch
+        x = self.ffn(self.ln_post(rows))  # (B, G*G, p*p*3) in the order (p1, p2, c), as the official file has it
+        return self.conv_out(x.reshape(b, g, g, p, p * 3).transpose(2, 3).reshape(b, g * p, g * p, 3).permute(0, 3, 1, 2))
 
 
 class Tokenizer(nn.Module):

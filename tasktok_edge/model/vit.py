@@ -27,19 +27,28 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
         """x (B, N, D) to (B, N, D), or to (B, M, D): every row still serves as key and value."""
-        b, n, d = x.shape
         if rows is None:
+            d = self.width
             qkv = self.qkv(x)
-            q, kv = qkv[..., :d], qkv[..., d:]
-        else:
-            q = F.linear(take(x, rows), self.qkv.weight[:d], self.qkv.bias[:d])
-            kv = F.linear(x, self.qkv.weight[d:], self.qkv.bias[d:])
-        m, head = q.shape[1], d // self.heads
-        q = q.reshape(b, m, self.heads, head).transpose(1, 2)  # (B, heads, M, head)
-        k = kv[..., :d].reshape(b, n, self.heads, head).transpose(1, 2)
-        v = kv[..., d:].reshape(b, n, self.heads, head).transpose(1, 2)
-        y = F.scaled_dot_product_attention(q, k, v)
-        return self.out_proj(y.transpose(1, 2).reshape(b, m, d))
+            return self.attend(qkv[..., :d], qkv[..., d : 2 * d], qkv[..., 2 * d :])
+        return self.attend(self.queries(take(x, rows)), *self.keys_values(x))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Rows x (B, M, D) to their queries (B, M, D)."""
+        d = self.width
+        return F.linear(x, self.qkv.weight[:d], self.qkv.bias[:d])
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows x (B, N, D) to their keys and values, (B, N, D) each."""
+        d = self.width
+        kv = F.linear(x, self.qkv.weight[d:], self.qkv.bias[d:])
+        return kv[..., :d], kv[..., d:]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries (B, M, D) over keys and values (B, N, D), and the output's linear: (B, M, D)."""
+        q, k, v = (t.reshape(t.shape[0], t.shape[1], self.heads, -1).transpose(1, 2) for t in (q, k, v))  # (B, heads, N, head)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.out_proj(y.reshape(y.shape[0], y.shape[1], self.width))
 
 
 class Block(nn.Module):
@@ -57,7 +66,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
         """x (B, N, D) to (B, N, D), or to (B, M, D) when only those rows are asked for."""
         kept = x if rows is None else take(x, rows)
-        x = kept + self.attn(self.ln_1(x), rows)
+        return self.mlp(kept + self.attn(self.ln_1(x), rows))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """The second half, x + MLP(LN x)."""
         return x + self.proj(F.gelu(self.fc(self.ln_2(x))))
 
 

@@ -1,0 +1,235 @@
+"""Exact rewrites of the graph: the same function of the same weights, with less to compute.
+
+- Rows of a transformer's first block that are the same for every image (class, mask and latent tokens): their LayerNorm,
+  queries, keys and values become constants.
+- Nearest x2 before a 3x3 convolution: four 2x2 convolutions of the small image, one for each phase, 4 taps for 9.
+- Bicubic resizing between two fixed sizes: two constant matrices, which every converter takes and no engine interprets its
+  own way.
+
+The last block's rows that nobody reads are never computed: that cut is in the model itself (`Transformer.finish`).
+"""
+
+from copy import deepcopy
+from typing import TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tasktok_edge.model.swinir import Upsample, WindowAttention
+from tasktok_edge.model.tasktok import TaskTok
+from tasktok_edge.model.tokenizer import Decoder, Encoder
+from tasktok_edge.model.vit import Block, Transformer
+
+
+class FoldedBlock(nn.Module):
+    """A first block for one image, whose `before` and `after` rows (1, n, D), LayerNorm `norm` still to come, are constants."""
+
+    before: Tensor
+    after: Tensor
+
+    def __init__(self, block: Block, norm: nn.LayerNorm, before: Tensor, after: Tensor) -> None:
+        super().__init__()
+        self.block = block
+        self.register_buffer("before", norm(before))
+        self.register_buffer("after", norm(after))
+        self.fold()
+
+    def fold(self) -> None:
+        """Compute the constants; again where the block's attention was replaced by one of another form."""
+        attention = self.block.attn
+        for name in ("before", "after"):
+            normed = self.block.ln_1(getattr(self, name))
+            for part, value in zip("qkv", (attention.queries(normed), *attention.keys_values(normed)), strict=True):
+                self.register_buffer(f"{part}_{name}", value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The rows in between, x (1, M, D) after the norm, to all rows (1, N, D) behind the block."""
+        attention = self.block.attn
+        normed = self.block.ln_1(x)
+        parts = (attention.queries(normed), *attention.keys_values(normed))
+        q, k, v = (self._around(part, f"{name}_") for name, part in zip("qkv", parts, strict=True))
+        return self.block.mlp(self._around(x, "") + attention.attend(q, k, v))
+
+    def _around(self, x: Tensor, prefix: str) -> Tensor:
+        rows = [getattr(self, f"{prefix}before"), x, getattr(self, f"{prefix}after")]
+        return torch.cat([r for r in rows if r.shape[1]], 1)
+
+
+class FoldedEncoder(nn.Module):
+    """`Encoder` for one image, class and latent rows folded into the first block."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder, self.rows = encoder, encoder.latent_rows
+        first, latents = encoder.constant_rows()
+        self.first = FoldedBlock(_first(encoder.transformer), encoder.ln_pre, first, latents)
+
+    def forward(self, image: Tensor) -> Tensor:
+        encoder = self.encoder
+        x = self.first(encoder.ln_pre(encoder.patches(image)))
+        return encoder.conv_out(encoder.ln_post(_others(encoder.transformer, x, self.rows)))
+
+
+class FoldedDecoder(nn.Module):
+    """`Decoder` for one image, class and mask rows folded into the first block."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder, self.rows = decoder, decoder.patch_rows
+        masks = decoder.constant_rows()
+        self.first = FoldedBlock(_first(decoder.transformer), decoder.ln_pre, masks, masks[:, :0])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        decoder = self.decoder
+        x = self.first(decoder.ln_pre(decoder.latents(tokens)))
+        return decoder.image(_others(decoder.transformer, x, self.rows))
+
+
+def _first(transformer: Transformer) -> Block:
+    return cast(Block, transformer.blocks[0])
+
+
+def _others(transformer: Transformer, x: Tensor, rows: slice) -> Tensor:
+    for block in list(transformer.blocks)[1:-1]:
+        x = block(x)
+    return transformer.finish(x, rows)
+
+
+class PhaseUpsample(nn.Module):
+    """`Upsample` without the enlarged image: (B, C, H, W) to (B, C', 2H, 2W).
+
+    Row 2i of the result sees rows i-1, i of the small image with kernel rows k0, k1 + k2; row 2i+1 sees i, i+1 with
+    k0 + k1, k2. Columns likewise. Zero padding of the large image is zero padding of the small one.
+    """
+
+    def __init__(self, upsample: Upsample) -> None:
+        super().__init__()
+        conv = upsample.conv
+        weight = conv.weight.detach()
+        rows = [torch.stack([weight[:, :, 0], weight[:, :, 1] + weight[:, :, 2]], 2),
+                torch.stack([weight[:, :, 0] + weight[:, :, 1], weight[:, :, 2]], 2)]  # fmt: skip
+        phases = [
+            torch.stack([r[..., 0], r[..., 1] + r[..., 2]], 3)
+            if column == 0
+            else torch.stack([r[..., 0] + r[..., 1], r[..., 2]], 3)
+            for r in rows
+            for column in (0, 1)
+        ]
+        self.phases = nn.ModuleList()
+        for kernel in phases:
+            phase = nn.Conv2d(conv.in_channels, conv.out_channels, 2, device="meta")
+            phase.weight = nn.Parameter(kernel, requires_grad=False)
+            phase.bias = conv.bias
+            self.phases.append(phase)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        padded = F.pad(x, (1, 1, 1, 1))
+        a, b, c, d = (
+            phase(padded[:, :, i : i + height + 1, j : j + width + 1])
+            for phase, (i, j) in zip(self.phases, ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True)
+        )
+        return F.pixel_shuffle(torch.stack([a, b, c, d], 2).flatten(1, 2), 2)
+
+
+class FoldedWindowAttention(nn.Module):
+    """`WindowAttention` as 3-D batched products that every delegate takes, its bias a constant of the size of one window."""
+
+    bias: Tensor
+
+    def __init__(self, attention: WindowAttention) -> None:
+        super().__init__()
+        self.heads = attention.heads
+        self.q, self.k, self.v = split_linear(attention.qkv, gain=(attention.width // self.heads) ** -0.5)
+        self.proj = attention.proj
+        self.register_buffer("bias", attention.bias().detach().contiguous())
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        w, n, d = x.shape
+        q, k, v = (
+            t.reshape(w, n, self.heads, -1).transpose(1, 2).reshape(w * self.heads, n, -1)
+            for t in (self.q(x), self.k(x), self.v(x))
+        )
+        logits = torch.bmm(q, k.transpose(1, 2)).reshape(w, self.heads, n, n) + self.bias
+        if mask is not None:
+            logits = logits + mask[:, None]
+        y = torch.bmm(F.softmax(logits, -1).reshape(w * self.heads, n, n), v)
+        return self.proj(y.reshape(w, self.heads, n, -1).transpose(1, 2).reshape(w, n, d))
+
+
+class Bicubic(nn.Module):
+    """Bicubic (a = -0.75, half-pixel centres, no antialias) as two products: (1, C, S, S) to (1, C, T, T)."""
+
+    matrix: Tensor
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__()
+        # Resizing is linear and separable: the columns of the matrix are the resized unit vectors.
+        unit = torch.eye(source)[None, None].expand(1, 1, source, source)
+        matrix = F.interpolate(unit, size=(target, source), mode="bicubic", align_corners=False, antialias=False)[0, 0]
+        self.register_buffer("matrix", matrix.contiguous())  # (target, source)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.linear(image, self.matrix)  # columns, (1, C, S, T)
+        return F.linear(x.transpose(2, 3), self.matrix).transpose(2, 3)
+
+
+class Rewritten(nn.Module):
+    """The parts of a `TaskTok` that a graph is made of, rewritten; it shares the model's weights."""
+
+    def __init__(self, model: TaskTok) -> None:
+        super().__init__()
+        tokenizer, size = model.config.tokenizer, model.config.image_size
+        self.prerestorer = sharing_copy(model.prerestorer)
+        for parent in list(self.prerestorer.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, Upsample):
+                    setattr(parent, name, PhaseUpsample(child))
+                elif isinstance(child, WindowAttention):
+                    setattr(parent, name, FoldedWindowAttention(child))
+        same = size == tokenizer.image_size
+        self.shrink = nn.Identity() if same else Bicubic(size, tokenizer.image_size)
+        self.grow = nn.Identity() if same else Bicubic(tokenizer.image_size, size)
+        encoder, decoder = model.tokenizer.encoder, model.tokenizer.decoder
+        self.encoder: nn.Module = FoldedEncoder(encoder) if tokenizer.encoder.layers > 1 else encoder
+        self.decoder: nn.Module = FoldedDecoder(decoder) if tokenizer.decoder.layers > 1 else decoder
+        self.refiner = model.refiner
+        self.task_nets = model.task_nets
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Degraded image (1, 3, S, S) to tokens (1, N, C)."""
+        return cast(Tensor, self.encoder(self.shrink(self.prerestorer(image))))
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens (1, N, C) to image (1, 3, S, S)."""
+        return cast(Tensor, self.grow(self.decoder(tokens)))
+
+
+def split_linear(qkv: nn.Linear, *, gain: float) -> list[nn.Linear]:
+    """Three linears that share the rows of one; the first, of the queries, times `gain`."""
+    parts = []
+    for weight, bias, factor in zip(qkv.weight.detach().chunk(3), qkv.bias.detach().chunk(3), (gain, 1.0, 1.0), strict=True):
+        part = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        part.weight = nn.Parameter(weight * factor if factor != 1 else weight, requires_grad=False)
+        part.bias = nn.Parameter(bias * factor if factor != 1 else bias, requires_grad=False)
+        parts.append(part)
+    return parts
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def sharing_copy(module: M, dtype: torch.dtype | None = None) -> M:
+    """Copy a module's structure and not its tensors; with `dtype`, floating tensors are new ones of that dtype."""
+    shared = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
+    if dtype is not None:
+        shared = {key: _cast(tensor, dtype) for key, tensor in shared.items()}
+    return deepcopy(module, shared)  # type: ignore[arg-type]  # what a copy stands for may be of any type
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if not tensor.is_floating_point() or tensor.dtype == dtype:
+        return tensor
+    made = tensor.detach().to(dtype)
+    return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made

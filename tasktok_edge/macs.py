@@ -1,0 +1,93 @@
+"""Multiply-adds of every part, as trained and as exported, counted by torch on shapes alone: no weight is read."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tasktok_edge.export.rewrite import Rewritten
+from tasktok_edge.model.config import TaskTokConfig
+from tasktok_edge.model.tasktok import StaticSwitch, TaskTok
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """Parameters of a part, and its multiply-adds for one frame and one task, attention counted, normalisation not."""
+
+    name: str
+    parameters: int
+    trained: int  # multiply-adds of the published forward, which computes every row
+    exported: int  # of the graph that is exported
+
+
+def count(config: TaskTokConfig, selected: Mapping[str, Sequence[int]]) -> list[PartCost]:
+    """Cost of pre-restorer, encoder, refiner and decoder, in the order of the data, then of each task network.
+
+    `selected` gives the tokens of each task; the refiner's exported cost is the mean over tasks.
+    """
+    tokenizer, size = config.tokenizer, config.image_size
+    with torch.device("meta"):
+        model = TaskTok(config).to("meta").eval()
+        lean = Rewritten(model).to("meta")
+        frame = torch.zeros(1, 3, size, size)
+        image = torch.zeros(1, 3, tokenizer.image_size, tokenizer.image_size)
+        z = torch.zeros(1, tokenizer.tokens, tokenizer.channels)
+        switches = [StaticSwitch(model.refiner, rows, tokens=tokenizer.tokens).to("meta") for rows in selected.values()]
+        encoder, decoder = model.tokenizer.encoder, model.tokenizer.decoder
+
+        def whole_encoder() -> Tensor:
+            first, latents = encoder.constant_rows()
+            x = encoder.transformer(encoder.ln_pre(torch.cat([first, encoder.patches(image), latents], 1)))
+            return encoder.conv_out(encoder.ln_post(x[:, encoder.latent_rows]))
+
+        def whole_decoder() -> Tensor:
+            x = torch.cat([decoder.constant_rows(), decoder.latents(z)], 1)
+            return decoder.image(decoder.transformer(decoder.ln_pre(x))[:, decoder.patch_rows])
+
+        def refined() -> None:
+            for switch in switches:
+                switch(z, model.refiner.trunk(z))
+
+        costs = [
+            PartCost(
+                "pre-restorer",
+                _size(model.prerestorer),
+                _macs(lambda: model.prerestorer(frame)),
+                _macs(lambda: lean.prerestorer(frame)),
+            ),
+            PartCost("encoder", _size(encoder), _macs(whole_encoder), _macs(lambda: lean.encoder(lean.shrink(frame)))),
+            PartCost("refiner", _size(model.refiner), _macs(lambda: model.refiner(z)), _macs(refined) // max(len(switches), 1)),
+            PartCost("decoder", _size(decoder), _macs(whole_decoder), _macs(lambda: lean.grow(lean.decoder(z)))),
+        ]
+        for task, net in model.task_nets.items():
+            if config.tasks[task].net != "fasterrcnn_mobilenet_v3_large_fpn":  # its cost depends on what it sees
+                macs = _macs(partial(cast(Any, net), frame))
+                costs.append(PartCost(f"{task} network", _size(net), macs, macs))
+            else:
+                costs.append(PartCost(f"{task} network", _size(net), 0, 0))
+    return costs
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _macs(run: Callable[[], object]) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        run()
+    return int(counter.get_total_flops()) // 2
+
+
+def size_bytes(model: nn.Module, precision: str) -> int:
+    """Weights on disk: matrices at the precision's width, vectors in fp32.
+
+    >>> size_bytes(nn.Linear(10, 10), "int8")
+    140
+    """
+    width = {"fp32": 4, "fp16": 2, "int8": 1}[precision]
+    return sum(p.numel() * (width if p.ndim >= 2 else 4) for p in model.parameters())
