@@ -48,13 +48,17 @@ def restore_command(
 def _restore(
     session: Session, frames: list[NDArray[np.uint8]], names: list[str], task: str | None, out: Path
 ) -> Iterator[dict[str, Any]]:
+    # A checkpoint may have no network for a task: its bundle restores all the same, and the row says so.
+    answers = f"predict/{task or session.tasks[0]}" in session.functions
     for frame, name in zip(frames, names, strict=True):
-        result = session(frame, task)
+        result = session(frame, task) if answers else None
+        restored = session.restore(frame, task) if result is None else result.frame
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{name}.png"
-        if not cv2.imwrite(str(path), cv2.cvtColor(result.frame, cv2.COLOR_RGB2BGR)):
+        if not cv2.imwrite(str(path), cv2.cvtColor(restored, cv2.COLOR_RGB2BGR)):
             raise UsageError(f"{path} could not be written: choose another --out")
-        yield {"picture": name, "restored": str(path), "said": say(result.answer), "answer": _plain(result.answer)}
+        said = "no answer: the bundle holds no task network" if result is None else say(result.answer)
+        yield {"picture": name, "restored": str(path), "said": said, "answer": _plain(result.answer) if result else None}
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:

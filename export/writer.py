@@ -23,10 +23,13 @@ from tasktok_edge.bundle import (
 )
 from tasktok_edge.export import Target, exporter, package_versions
 from tasktok_edge.export.graph import Function, Say, model_functions, output_names
-from tasktok_edge.model.checkpoint import Checkpoint
+from tasktok_edge.model.checkpoint import SHIPPED, Checkpoint, checkpoint_folder
 from tasktok_edge.model.tasktok import TaskTok
 
 GOLDEN_FRAMES = 2
+THEIR_LICENCE = """The weights in this bundle were converted from a checkpoint that is not part of tasktok-edge (SHA-256 {}).
+Their licence is the one under which that checkpoint was given to you; tasktok-edge grants none.
+"""
 # PSNR against PyTorch of restored frames, peak 1. fp32 differs by the order of sums alone, about 1e-6; fp16 keeps 11 bits of
 # each weight, and where the engine computes so, of each activation.
 FLOOR_DB: dict[str, float] = {"fp32": 100.0, "fp16": 60.0}
@@ -53,7 +56,7 @@ def write_bundle(
     module = exporter(target)
     module.build(model, functions, folder, precision=precision, say=say)
     write_golden(folder, frames, answers)
-    (folder / "LICENSE").write_text(licence())
+    (folder / "LICENSE").write_text(licence() if _is_shipped(checkpoint) else THEIR_LICENCE.format(checkpoint.sha256))
     name = f"{model.config.preset}-{target}-{precision}"
     (folder / "README.md").write_text(_readme(name, model, functions))
     return write_manifest(
@@ -79,6 +82,10 @@ def write_bundle(
             versions=versions,
         ),
     )
+
+
+def _is_shipped(checkpoint: Checkpoint) -> bool:
+    return any(checkpoint.path.resolve() == checkpoint_folder(name).resolve() for name in SHIPPED)
 
 
 def licence() -> str:

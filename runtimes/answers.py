@@ -8,14 +8,16 @@ Outputs by task kind, float32, S the function's size:
     predict_<task>_scores   (1, N, C)     in [0, 1]
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasktok_edge.frames import Window, blend, resize
+from tasktok_edge.frames import Layout, fitted
+
+Kind = Literal["cls", "seg", "det"]
 
 SCORE_FLOOR = 0.05  # torchvision's detectors use the same three, so that scores compare
 NMS_IOU = 0.5
@@ -71,14 +73,11 @@ def _argmax(scores: NDArray[Any]) -> NDArray[np.uint8]:
     return index
 
 
-def segmentation(
-    logits: Sequence[NDArray[Any]], places: Sequence[Window], height: int, width: int, labels: tuple[str, ...]
-) -> Segmentation:
-    """Blend the windows' probabilities, (1, S, S, C) logits each, and take the best label of every pixel."""
-    if len(logits) == 1 and logits[0].shape[1:3] == (height, width):
+def segmentation(logits: Sequence[NDArray[Any]], layout: Layout, labels: tuple[str, ...]) -> Segmentation:
+    """Join the windows' probabilities, (1, S, S, C) logits each, and take the best label of every pixel."""
+    if layout.is_plain:
         return Segmentation(_argmax(logits[0][0]), labels)  # softmax would change no order
-    tiles = [resize(softmax(x[0]), w.side, w.side) for x, w in zip(logits, places, strict=True)]
-    return Segmentation(_argmax(blend(tiles, places, height, width)), labels)
+    return Segmentation(_argmax(layout.join([softmax(x[0]) for x in logits])), labels)
 
 
 def suppress(boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.intp]:
@@ -97,20 +96,16 @@ def suppress(boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) ->
     return np.asarray(kept, np.intp)
 
 
-def detections(
-    found: Sequence[tuple[NDArray[Any], NDArray[Any]]],
-    places: Sequence[Window],
-    size: int,
-    height: int,
-    width: int,
-    names: tuple[str, ...],
-) -> Detections:
+def detections(found: Sequence[tuple[NDArray[Any], NDArray[Any]]], layout: Layout, names: tuple[str, ...]) -> Detections:
     """Merge the windows' boxes (1, N, 4) and scores (1, N, C) in the frame's pixels, and suppress doubles."""
     all_boxes, all_scores, all_labels = [], [], []
-    for (boxes, scores), w in zip(found, places, strict=True):
+    edge = np.array([layout.width, layout.height] * 2, np.float32)
+    for (boxes, scores), w in zip(found, layout.windows, strict=True):
         anchor, label = np.nonzero(scores[0] > SCORE_FLOOR)
-        moved = boxes[0][anchor] * (w.side / size) + np.array([w.left, w.top, w.left, w.top], np.float32)
-        all_boxes.append(np.clip(moved, 0, np.array([width, height, width, height], np.float32)))
+        rows, columns = fitted(w, layout.size)
+        scale = np.array([w.width / columns, w.height / rows] * 2, np.float32)
+        moved = boxes[0][anchor] * scale + np.array([w.left, w.top] * 2, np.float32)
+        all_boxes.append(np.clip(moved, 0, edge))
         all_scores.append(scores[0][anchor, label])
         all_labels.append(label)
     box = np.concatenate(all_boxes).astype(np.float32, copy=False)
@@ -119,3 +114,15 @@ def detections(
     box, score, index = box[solid], score[solid], index[solid]
     kept = suppress(box, score, index)
     return Detections(box[kept], index[kept].tolist(), score[kept].astype(np.float32, copy=False), names)
+
+
+def answer_of(
+    kind: Kind, task: str, outputs: Sequence[Mapping[str, NDArray[Any]]], layout: Layout, labels: tuple[str, ...]
+) -> Answer:
+    """Turn the raw outputs of predict/<task>, by name, of all windows of a frame into the answer of a task of this kind."""
+    name = f"predict_{task}"
+    if kind == "cls":
+        return classification([o[name] for o in outputs], labels)
+    if kind == "seg":
+        return segmentation([o[name] for o in outputs], layout, labels)
+    return detections([(o[f"{name}_boxes"], o[f"{name}_scores"]) for o in outputs], layout, labels)

@@ -12,12 +12,18 @@ from numpy.typing import NDArray
 
 from tasktok_edge.bundle import Bundle, Kind
 from tasktok_edge.errors import DeviceError, FrameError, UsageError, unknown_word
-from tasktok_edge.frames import Window, blend, check_frame, crop_resize, resize, to_uint8, windows
-from tasktok_edge.runtimes.answers import Answer, classification, detections, segmentation
+from tasktok_edge.frames import Layout, check_frame, lay_out, magnitude, to_uint8
+from tasktok_edge.runtimes.answers import Answer, answer_of
 from tasktok_edge.runtimes.engine import Device, Running
 from tasktok_edge.runtimes.selection import Proof, Report, Trial, measure, shortfall
 
 Outputs = dict[str, NDArray[Any]]
+
+RESTORE: tuple[Kind, ...] = ("restore",)
+PREDICT: tuple[Kind, ...] = ("predict",)
+BOTH: tuple[Kind, ...] = ("restore", "predict")
+UINT8 = np.dtype(np.uint8)
+MAX_CALLS = 256  # shapes of frames that are remembered
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +32,16 @@ class Result:
 
     frame: NDArray[np.uint8]
     answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a call comes to for frames of one shape: checked, laid out and proven once, then looked up."""
+
+    task: str
+    functions: tuple[str, ...]
+    layout: Layout
+    restored: str  # the output that is the frame
 
 
 class Session:
@@ -44,11 +60,11 @@ class Session:
         self._chosen: Trial = report.chosen
         self._running: Running | None = running
         self._proof = proof
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._functions = {f.name: f for f in bundle.manifest.functions if f.task in tasks}
         self._size = bundle.manifest.input.size
         self._shape = (1, self._size, self._size, 3)
-        self._plans: dict[tuple[str | None, tuple[Kind, ...]], tuple[str, tuple[str, ...]]] = {}
+        self._calls: dict[tuple[object, ...], _Call] = {}
         self._proven: set[tuple[str, ...]] = set()
 
     @property
@@ -65,28 +81,30 @@ class Session:
         return self._chosen.effective_precision or self.bundle.manifest.precision
 
     @property
+    def functions(self) -> tuple[str, ...]:
+        """What can be run, such as "restore/seg"; a bundle may hold no predict/<task> for some tasks."""
+        return tuple(self._functions)
+
+    @property
     def size(self) -> int:
         """The side of the square that the functions work on."""
         return self._size
 
     def restore(self, frame: NDArray[np.uint8], task: str | None = None) -> NDArray[np.uint8]:
         """Restore a frame (H, W, 3) uint8 RGB for a task."""
-        task, functions = self._plan(task, ("restore",))
-        places, outputs = self._run(functions, frame)
-        return self._frame(task, places, outputs, frame.shape)
+        call = self._call(RESTORE, frame, task)
+        return self._frame(call, self._run(call, frame))
 
     def predict(self, frame: NDArray[np.uint8], task: str | None = None) -> Answer:
         """Restore and look: the task's answer, in the frame's own pixels."""
-        task, functions = self._plan(task, ("predict",))
-        places, outputs = self._run(functions, frame)
-        return self._answer(task, places, outputs, frame.shape)
+        call = self._call(PREDICT, frame, task)
+        return self._answer(call, self._run(call, frame))
 
     def __call__(self, frame: NDArray[np.uint8], task: str | None = None) -> Result:
         """Give both, in one call of the engine where it can."""
-        task, functions = self._plan(task, ("restore", "predict"))
-        places, outputs = self._run(functions, frame)
-        shape = frame.shape
-        return Result(self._frame(task, places, outputs, shape), self._answer(task, places, outputs, shape))
+        call = self._call(BOTH, frame, task)
+        outputs = self._run(call, frame)
+        return Result(self._frame(call, outputs), self._answer(call, outputs))
 
     def run_raw(self, functions: Sequence[str], batch: NDArray[np.uint8]) -> Outputs:
         """Run functions such as "restore/seg" on (1, size, size, 3) uint8; give new float arrays by output name.
@@ -109,11 +127,11 @@ class Session:
 
     def warm_up(self) -> None:
         """Compile and prove every way of calling, so that no frame has to wait for it."""
-        kinds: tuple[tuple[Kind, ...], ...] = (("restore",), ("predict",), ("restore", "predict"))
         for task in self.tasks:
-            for call in kinds:
-                if all(f"{kind}/{task}" in self._functions for kind in call):
-                    self._prove(self._plan(task, call)[1])
+            for kinds in (RESTORE, PREDICT, BOTH):
+                functions = tuple(f"{kind}/{task}" for kind in kinds)
+                if all(f in self._functions for f in functions):
+                    self._prove(functions)
 
     def close(self) -> None:
         """Let go of the engine, and of the temporary folder of a zipped bundle."""
@@ -138,17 +156,45 @@ class Session:
             raise UsageError("this session is closed: load the bundle again")
         return self._running
 
-    def _plan(self, task: str | None, kinds: tuple[Kind, ...]) -> tuple[str, tuple[str, ...]]:
-        plan = self._plans.get((task, kinds))
-        if plan is None:
-            if task is None and len(self.tasks) > 1:
-                raise UsageError(f"name the task, this bundle has {len(self.tasks)}: {', '.join(self.tasks)}")
-            name = self.tasks[0] if task is None else task
-            if name not in self.tasks:
-                raise unknown_word("task", name, self.tasks)
-            plan = name, tuple(self.bundle.function(kind, name).name for kind in kinds)
-            self._plans[task, kinds] = plan
-        return plan
+    def _call(self, kinds: tuple[Kind, ...], frame: NDArray[np.uint8], task: str | None) -> _Call:
+        # The engine's weights have just gone through the caches, and every line here costs several times what it costs alone:
+        # what one frame showed is not asked again of the next of its shape.
+        key = (kinds, task, frame.shape) if isinstance(frame, np.ndarray) and frame.dtype is UINT8 else ()
+        return self._calls.get(key) or self._first_call(key, kinds, frame, task)
+
+    def _first_call(
+        self, key: tuple[object, ...], kinds: tuple[Kind, ...], frame: NDArray[np.uint8], task: str | None
+    ) -> _Call:
+        if task is None and len(self.tasks) > 1:
+            raise UsageError(f"name the task, this bundle has {len(self.tasks)}: {', '.join(self.tasks)}")
+        name = self.tasks[0] if task is None else task
+        if name not in self.tasks:
+            raise unknown_word("task", name, self.tasks)
+        functions = tuple(f"{kind}/{name}" for kind in kinds)
+        absent = [function for function in functions if function not in self._functions]
+        if absent:
+            raise self._lacks(absent[0])
+        height, width = check_frame(frame).shape[:2]
+        if functions not in self._proven:
+            self._prove(functions)
+        manifest = self.bundle.manifest
+        framing = manifest.tasks[name].framing
+        layout = lay_out(height, width, self._size, resize=manifest.input.resize, framing=framing)
+        call = _Call(name, functions, layout, f"restore_{name}")
+        if len(self._calls) >= MAX_CALLS:
+            self._calls.clear()
+        if key:
+            self._calls[key] = call
+        return call
+
+    def _lacks(self, function: str) -> UsageError:
+        """Make the error for a function that its task may have, and this bundle has not."""
+        kind, task = function.split("/")
+        instead, net = ("restore", " with a network for this task") if kind == "predict" else ("predict", "")
+        return UsageError(
+            f"this bundle holds no {function}, only {', '.join(self._functions)}: "
+            f"call session.{instead}(frame, {task!r}), or export a checkpoint{net}"
+        )
 
     def _prove(self, functions: tuple[str, ...]) -> None:
         with self._lock:
@@ -160,34 +206,29 @@ class Session:
                     raise DeviceError(f"{self.device.native} {wrong}")
             self._proven.add(functions)
 
-    def _run(self, functions: tuple[str, ...], frame: NDArray[np.uint8]) -> tuple[list[Window], list[Outputs]]:
-        check_frame(frame)
-        if functions not in self._proven:
-            self._prove(functions)
-        size = self._size
-        places = windows(frame.shape[0], frame.shape[1])
+    def _run(self, call: _Call, frame: NDArray[np.uint8]) -> list[Outputs]:
         outputs = []
-        for window in places:
-            batch = crop_resize(frame, window, size)[None]
+        for batch in call.layout.cut(frame):
             with self._lock:
-                found = self._open().run(functions, batch)
+                running = self._running or self._open()
+                outputs.append(running.run(call.functions, batch))
+        return outputs
+
+    def _frame(self, call: _Call, outputs: list[Outputs]) -> NDArray[np.uint8]:
+        layout, name = call.layout, call.restored
+        image = outputs[0][name][0] if layout.is_plain else layout.join([o[name][0] for o in outputs])
+        try:
+            return to_uint8(image)
+        except FrameError:
+            raise self._not_finite(name) from None
+
+    def _answer(self, call: _Call, outputs: list[Outputs]) -> Answer:
+        for found in outputs:
             for name, value in found.items():
-                if not math.isfinite(float(value.sum())):
-                    raise DeviceError(f"{self.device.native} gave NaN or infinity in {name} for this frame")
-            outputs.append(found)
-        return places, outputs
+                if name.startswith("predict_") and not math.isfinite(magnitude(value)):
+                    raise self._not_finite(name)
+        spec = self.bundle.manifest.tasks[call.task]
+        return answer_of(spec.kind, call.task, outputs, call.layout, spec.labels)
 
-    def _frame(self, task: str, places: list[Window], outputs: list[Outputs], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        name = f"restore_{task}"
-        tiles = [resize(o[name][0], w.side, w.side) for o, w in zip(outputs, places, strict=True)]
-        return to_uint8(blend(tiles, places, shape[0], shape[1]))
-
-    def _answer(self, task: str, places: list[Window], outputs: list[Outputs], shape: tuple[int, ...]) -> Answer:
-        spec = self.bundle.manifest.tasks[task]
-        name = f"predict_{task}"
-        if spec.kind == "cls":
-            return classification([o[name] for o in outputs], spec.labels)
-        if spec.kind == "seg":
-            return segmentation([o[name] for o in outputs], places, shape[0], shape[1], spec.labels)
-        found = [(o[f"{name}_boxes"], o[f"{name}_scores"]) for o in outputs]
-        return detections(found, places, self._size, shape[0], shape[1], spec.labels)
+    def _not_finite(self, output: str) -> DeviceError:
+        return DeviceError(f"{self.device.native} gave NaN or infinity in {output} for this frame")

@@ -17,6 +17,7 @@ from tasktok_edge.data.heldout import held_out
 from tasktok_edge.frames import crop_resize, windows
 from tasktok_edge.model.checkpoint import load_checkpoint
 from tasktok_edge.progress import Doing
+from tasktok_edge.published import candidates
 from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import Session, load
 
@@ -81,7 +82,7 @@ class Overhead:
 
     bundle: str
     engine_us: float  # median of the engine's own call, uint8 batch in, float arrays out
-    shim_us: float  # median of what session.restore takes more: check, batch, finite test, rounding to uint8
+    shim_us: float  # what session.restore takes more, pair by pair: check, batch, finite test, rounding to uint8
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,16 @@ def compare(
     latency: dict[str, list[Latency]] = {}
     for task in teacher.tasks:
         frame = crop_resize(held, windows(*held.shape[:2])[0], teacher.size)
-        candidates: dict[str, Callable[[], object]] = {f"{server}, PyTorch": partial(teacher.predict, frame, task)}
-        for session in sessions:
-            if task in session.tasks:
-                candidates[session.bundle.manifest.name] = partial(session.predict, frame, task)
+        here = [session for session in sessions if task in session.tasks]
+        # The answer where all give one; a model without task networks restores only.
+        answers = task in teacher.model.task_nets and all(f"predict/{task}" in session.functions for session in here)
+        named: list[tuple[str, Reference | Session]] = [(f"{server}, PyTorch", teacher)]
+        named += [(s.bundle.manifest.name, s) for s in here]
+        calls: dict[str, Callable[[], object]] = {
+            name: partial(judged.predict if answers else judged.restore, frame, task) for name, judged in named
+        }
         yield Doing(f"latency, {task}")
-        latency[task] = measure(candidates, runs=runs)
+        latency[task] = measure(calls, runs=runs)
     overhead = []
     for session in sessions:
         yield Doing(f"shim, {session.bundle.manifest.name}")
@@ -119,16 +124,28 @@ def compare(
     yield Comparison(latency, overhead)
 
 
+def compare_forms(checkpoint: str, *, runs: int, threads: int) -> Iterator[Doing | Comparison]:
+    """Measure the published forward beside the rewritten graph that is exported, both in PyTorch, for the first task."""
+    import torch
+
+    torch.set_num_threads(threads)
+    model = load_checkpoint(checkpoint).model
+    task = next(iter(model.config.tasks))
+    yield Doing(f"the forward of {model.config.preset} in two forms, restore/{task}")
+    yield Comparison({task: measure(candidates(model, task), runs=runs)}, [])
+
+
 def _overhead(session: Session, held: NDArray[np.uint8]) -> Overhead:
-    """Time the whole call and the engine's share of it in turn."""
+    """Time the whole call and the engine's share of it in turn.
+
+    The shim is a fiftieth of a call: the median of the pairs' ratios tells it, the difference of two medians is noise.
+    """
     task = session.tasks[0]
     frame = crop_resize(held, windows(*held.shape[:2])[0], session.size)
     bare = session.native_call(f"restore/{task}", frame[None])
-    engine, whole = measure(
-        {"engine": bare, "whole": lambda: session.restore(frame, task)},
-        runs=OVERHEAD_RUNS,
-    )
-    return Overhead(session.bundle.manifest.name, 1e3 * engine.p50_ms, 1e3 * (whole.p50_ms - engine.p50_ms))
+    engine, whole = measure({"engine": bare, "whole": lambda: session.restore(frame, task)}, runs=OVERHEAD_RUNS)
+    engine_us = 1e3 * engine.p50_ms
+    return Overhead(session.bundle.manifest.name, engine_us, engine_us * (whole.ratio - 1))
 
 
 def machine(threads: int) -> str:

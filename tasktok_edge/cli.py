@@ -144,8 +144,10 @@ def quantize(
     from tasktok_edge.model.checkpoint import load_checkpoint, save_checkpoint
     from tasktok_edge.quantize.distill import Student, distill, distill_recipe
     from tasktok_edge.show import progress_of
+    from tasktok_edge.validate import check_answers_scenes
 
     server, plan = load_checkpoint(checkpoint), distill_recipe(recipe)
+    check_answers_scenes(server.model)
     student = progress_of(errors, distill(server.model, preset, plan, out, workers=workers))
     assert isinstance(student, Student)
     facts = {"method": "distill", "server_sha256": server.sha256, "recipe": plan.model_dump()}
@@ -185,7 +187,7 @@ def validate(
 
 @app.command()
 def bench(
-    bundles: Annotated[list[Path], typer.Argument(help="bundles to measure")],
+    bundles: Annotated[list[Path] | None, typer.Argument(help="bundles to measure; none: what the exact rewrites save")] = None,
     server: Annotated[str, typer.Option("--checkpoint", help="the server model, the others' measure")] = "scenes-server",
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
     runs: Annotated[int, typer.Option(help="rounds, each candidate once a round", min=3)] = 100,
@@ -193,10 +195,14 @@ def bench(
 ) -> None:
     """Latency of bundles beside the server model in PyTorch, and what the shim costs over its engine; interleaved, one run."""
     need("train", "torch", "safetensors")
-    from tasktok_edge.bench import compare
+    from tasktok_edge.bench import compare, compare_forms
     from tasktok_edge.show import latency_table, progress_of
 
-    found = progress_of(errors, compare(bundles, server=server, device=device, runs=runs, threads=threads))
+    if bundles:
+        steps = compare(bundles, server=server, device=device, runs=runs, threads=threads)
+    else:
+        steps = compare_forms(server, runs=runs, threads=threads)
+    found = progress_of(errors, steps)
     console.print(latency_table(found, threads=threads))
 
 

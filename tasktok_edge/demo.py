@@ -17,7 +17,7 @@ from tasktok_edge.picture import before_after
 from tasktok_edge.progress import Doing
 from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import Session, load
-from tasktok_edge.validate import Judgement, judge
+from tasktok_edge.validate import Judgement, check_answers_scenes, judge
 
 SERVER = "scenes-server"
 PICTURE_FRAMES = 4
@@ -40,6 +40,7 @@ def run_demo(
     """Do it all under `out`; yields what is being done, and the `Outcome` last."""
     torch.set_num_threads(threads)
     model = load_checkpoint(checkpoint)
+    check_answers_scenes(model.model)
     config = model.model.config
     tasks = tuple(config.tasks)
     exported = []

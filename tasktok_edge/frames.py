@@ -1,9 +1,16 @@
-"""Frames on their way in and out of a function: check, cut into square windows, resize, blend, round.
+"""Frames on their way in and out of a function: check, cut, resize, blend, round.
 
-A function runs at one fixed square size; a frame may have any. A frame that is not square is cut into square windows of
-its short side, overlapping so that they end at the borders; the answers are blended with a Hann weight.
+A function runs at one fixed square size; a frame may have any. A `Layout` says how the one lies on the other, of two kinds:
+- "windows": square windows of the frame's short side, overlapping so that they end at the borders; the answers are blended with
+  a Hann weight. What TaskTok does for segmentation, and the scenes models for everything.
+- "pad": the whole frame, its long side brought to the function's, the rest of the square filled by reflection. What TaskTok
+  does for detection.
+
+Sizes are changed in one of two ways: "bicubic" without antialias, as torch.nn.functional.interpolate(mode="bicubic",
+align_corners=False) and as TaskTok does, which aliases where it shrinks; or "area", which averages there.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,19 +21,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasktok_edge.errors import FrameError
+from tasktok_edge.manifest import Framing, Resize
 
 HANN_FLOOR = 1e-6  # a border pixel seen by one window alone must keep its value, and Hann is 0 there
 WEIGHT_FLOOR = 1e-8  # nothing is divided by 0
 MAX_CHANNELS = 4  # what cv2.resize takes at once when it averages areas
+NORM_L2, CV_8U = cv2.NORM_L2, cv2.CV_8U
+MAX_ROUNDED = 2.0**31 / 255  # what cv2 rounds goes through int32, and wraps around beyond
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A square of `side` pixels at (top, left)."""
+    """A part of the frame that a function sees at once: `height` x `width` pixels at (top, left)."""
 
     top: int
     left: int
-    side: int
+    height: int
+    width: int
 
 
 def check_frame(frame: object) -> NDArray[np.uint8]:
@@ -64,41 +75,114 @@ def _wrong(frame: object) -> str:
     return f"{seen}: it has the wrong shape"
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a frame of `height` x `width` pixels lies on a function's squares of `size` pixels; made by `lay_out`."""
+
+    height: int
+    width: int
+    size: int
+    resize: Resize
+    windows: tuple[Window, ...]
+    is_plain: bool  # the frame is the square
+
+    def cut(self, frame: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        """Cut a frame into what the function sees of it, a contiguous (1, size, size, 3) for each window."""
+        if self.is_plain:
+            return [np.ascontiguousarray(frame)[None]]  # no copy where it is that already
+        return [crop_resize(frame, window, self.size, self.resize)[None] for window in self.windows]
+
+    def tile(self, output: NDArray[np.float32], window: Window) -> NDArray[np.float32]:
+        """Bring what the function gave for a window, (size, size, C), to the window's own size, without what was padded."""
+        rows, columns = fitted(window, self.size)
+        return resize(output[:rows, :columns], window.height, window.width, self.resize)
+
+    def join(self, outputs: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Join what the function gave for all windows, (size, size, C) each, to (height, width, C)."""
+        if self.is_plain:
+            return outputs[0]
+        tiles = [self.tile(output, window) for output, window in zip(outputs, self.windows, strict=True)]
+        return blend(tiles, self.windows, self.height, self.width)
+
+
+def lay_out(height: int, width: int, size: int, *, resize: Resize = "area", framing: Framing = "windows") -> Layout:
+    """Lay a frame out on a function's squares.
+
+    >>> lay_out(4, 10, 8, framing="pad").windows
+    (Window(top=0, left=0, height=4, width=10),)
+    """
+    whole = Window(0, 0, height, width)
+    parts = (whole,) if framing == "pad" else tuple(windows(height, width))
+    return Layout(height, width, size, resize, parts, is_plain=height == width == size)
+
+
 def windows(height: int, width: int) -> list[Window]:
     """Cut a frame into ceil(long / short) square windows of the short side, evenly spread from border to border.
 
-    >>> windows(4, 10)
-    [Window(top=0, left=0, side=4), Window(top=0, left=3, side=4), Window(top=0, left=6, side=4)]
+    >>> [w.left for w in windows(4, 10)]
+    [0, 3, 6]
     """
     side, long = min(height, width), max(height, width)
     n = -(-long // side)
     # Python's round, halves to even, as the TaskTok evaluation does
     starts = [round(i * (long - side) / (n - 1)) for i in range(n)] if n > 1 else [0]
-    return [Window(0, s, side) if width >= height else Window(s, 0, side) for s in starts]
+    return [Window(0, s, side, side) if width >= height else Window(s, 0, side, side) for s in starts]
 
 
-def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Resize (H, W, C) float32 or uint8, any C: area averaging if a side shrinks, else bicubic; itself if equal.
+def fitted(window: Window, size: int) -> tuple[int, int]:
+    """Give the rows and columns of the function's square that a window takes: the long side all, the short one its share.
 
-    Area averaging, because bicubic without a filter would alias what the model shall restore.
+    The share is rounded down, as TaskTok's detection does; it does so in floating point, which may lose a whole pixel more.
+
+    >>> fitted(Window(0, 0, 375, 500), 512)
+    (384, 512)
+    """
+    long = max(window.height, window.width)
+    return max(window.height * size // long, 1), max(window.width * size // long, 1)
+
+
+def resize(image: NDArray[Any], height: int, width: int, how: Resize = "area") -> NDArray[Any]:
+    """Resize (H, W, C) float32 or uint8, any C; give the image itself if it has that size.
+
+    "area" averages areas if a side shrinks, because bicubic without a filter would alias what the model shall restore, and is
+    bicubic else. "bicubic" is bicubic always: torch's to 1e-6 (its float64; its float32 is off by 4e-5 at some sizes), uint8
+    computed in float32, then rounded, halves to even, and clipped.
     """
     if image.shape[:2] == (height, width):
         return image
+    if how == "bicubic":
+        found = _resize(image.astype(np.float32, copy=False), height, width, cv2.INTER_CUBIC)
+        return np.clip(np.rint(found), 0, 255).astype(np.uint8) if image.dtype == np.uint8 else found
     shrinks = height < image.shape[0] or width < image.shape[1]
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    channels = image.shape[2]
+    return _resize(image, height, width, cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+def _resize(image: NDArray[Any], height: int, width: int, interpolation: int) -> NDArray[Any]:
     parts = [
-        cv2.resize(image[..., i : i + MAX_CHANNELS], (width, height), interpolation=how).reshape(height, width, -1)
-        for i in range(0, channels, MAX_CHANNELS)
+        cv2.resize(image[..., i : i + MAX_CHANNELS], (width, height), interpolation=interpolation).reshape(height, width, -1)
+        for i in range(0, image.shape[2], MAX_CHANNELS)
     ]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
 
-def crop_resize(frame: NDArray[np.uint8], window: Window, size: int) -> NDArray[np.uint8]:
+def pad_square(image: NDArray[Any], size: int) -> NDArray[Any]:
+    """Pad (H, W, C) at the right and the bottom to (size, size, C); itself if it is that.
+
+    The image is reflected at its last row and column, which are not repeated; where that ends, the last line is.
+    """
+    missing = [size - side for side in image.shape[:2]]
+    mirrored = [min(n, side - 1) for n, side in zip(missing, image.shape[:2], strict=True)]
+    rest = [n - m for n, m in zip(missing, mirrored, strict=True)]
+    if any(mirrored):
+        image = np.pad(image, [(0, mirrored[0]), (0, mirrored[1]), (0, 0)], mode="reflect")
+    return np.pad(image, [(0, rest[0]), (0, rest[1]), (0, 0)], mode="edge") if any(rest) else image
+
+
+def crop_resize(frame: NDArray[np.uint8], window: Window, size: int, how: Resize = "area") -> NDArray[np.uint8]:
     """Cut `window` out of a frame and bring it to (size, size, 3), contiguous; no copy where it is that already."""
-    if frame.shape[:2] != (window.side, window.side):
-        frame = frame[window.top : window.top + window.side, window.left : window.left + window.side]
-    return np.ascontiguousarray(resize(frame, size, size))
+    if frame.shape[:2] != (window.height, window.width):
+        frame = frame[window.top : window.top + window.height, window.left : window.left + window.width]
+    return np.ascontiguousarray(pad_square(resize(frame, *fitted(window, size), how), size))
 
 
 @lru_cache(maxsize=4)
@@ -110,24 +194,36 @@ def _hann(side: int) -> NDArray[np.float32]:
 
 
 def blend(tiles: Sequence[NDArray[np.float32]], places: Sequence[Window], height: int, width: int) -> NDArray[np.float32]:
-    """Blend float32 tiles (side, side, C) at their windows into (height, width, C); a single tile comes back as is."""
+    """Blend float32 tiles (side, side, C) at their square windows into (height, width, C); a single tile comes back as is."""
     if len(tiles) == 1:
         return tiles[0]
-    weight = _hann(places[0].side)
+    weight = _hann(places[0].height)
     total = np.zeros((height, width, tiles[0].shape[2]), np.float32)
     weights = np.zeros((height, width, 1), np.float32)
     for tile, w in zip(tiles, places, strict=True):
-        rows, columns = slice(w.top, w.top + w.side), slice(w.left, w.left + w.side)
+        rows, columns = slice(w.top, w.top + w.height), slice(w.left, w.left + w.width)
         total[rows, columns] += tile * weight
         weights[rows, columns] += weight
     total /= np.maximum(weights, WEIGHT_FLOOR)
     return total
 
 
+def magnitude(values: NDArray[np.float32]) -> float:
+    """Bound the magnitude of every value by the Euclidean norm; NaN or infinity if one is that."""
+    return cv2.norm(values.reshape(-1), NORM_L2)  # one pass, summed in float64
+
+
 def to_uint8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Turn finite (H, W, C) float32, nominally in [0, 1], into uint8: times 255, round halves to even, clip."""
-    # NumPy and not cv2: waking cv2's threads costs more than this does at the sizes that functions have.
-    scaled = np.multiply(image, np.float32(255))
-    np.rint(scaled, out=scaled)
-    np.clip(scaled, 0, 255, out=scaled)
-    return scaled.astype(np.uint8)
+    """Turn (H, W, 3) float32, nominally in [0, 1], into uint8: times 255, round halves to even, clip.
+
+    Raises FrameError where it holds NaN or infinity.
+    """
+    # An engine leaves cold caches behind, where each function of a library costs 10 to 40 µs before it looks at a pixel, and
+    # keywords count too: so two calls, of cv2, and not the six of NumPy that would do the same.
+    rounded: NDArray[Any] = cv2.addWeighted(image, 255.0, image, 0.0, 0.0, None, CV_8U)
+    bound = cv2.norm(image, NORM_L2)
+    if bound < MAX_ROUNDED:
+        return rounded
+    if not math.isfinite(bound):
+        raise FrameError("the picture holds NaN or infinity")
+    return np.clip(np.rint(image * np.float32(255)), 0, 255).astype(np.uint8)

@@ -6,12 +6,13 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tasktok_edge.export.rewrite import Rewritten
 from tasktok_edge.model.config import TaskTokConfig
 from tasktok_edge.model.tasktok import StaticSwitch, TaskTok
+from tasktok_edge.published import Published
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,8 @@ def count(config: TaskTokConfig, selected: Mapping[str, Sequence[int]]) -> list[
         image = torch.zeros(1, 3, tokenizer.image_size, tokenizer.image_size)
         z = torch.zeros(1, tokenizer.tokens, tokenizer.channels)
         switches = [StaticSwitch(model.refiner, rows, tokens=tokenizer.tokens).to("meta") for rows in selected.values()]
+        published = Published(model)
         encoder, decoder = model.tokenizer.encoder, model.tokenizer.decoder
-
-        def whole_encoder() -> Tensor:
-            first, latents = encoder.constant_rows()
-            x = encoder.transformer(encoder.ln_pre(torch.cat([first, encoder.patches(image), latents], 1)))
-            return encoder.conv_out(encoder.ln_post(x[:, encoder.latent_rows]))
-
-        def whole_decoder() -> Tensor:
-            x = torch.cat([decoder.constant_rows(), decoder.latents(z)], 1)
-            return decoder.image(decoder.transformer(decoder.ln_pre(x))[:, decoder.patch_rows])
 
         def refined() -> None:
             for switch in switches:
@@ -59,9 +52,14 @@ def count(config: TaskTokConfig, selected: Mapping[str, Sequence[int]]) -> list[
                 _macs(lambda: model.prerestorer(frame)),
                 _macs(lambda: lean.prerestorer(frame)),
             ),
-            PartCost("encoder", _size(encoder), _macs(whole_encoder), _macs(lambda: lean.encoder(lean.shrink(frame)))),
+            PartCost(
+                "encoder",
+                _size(encoder),
+                _macs(lambda: published.encode(image)),
+                _macs(lambda: lean.encoder(lean.shrink(frame))),
+            ),
             PartCost("refiner", _size(model.refiner), _macs(lambda: model.refiner(z)), _macs(refined) // max(len(switches), 1)),
-            PartCost("decoder", _size(decoder), _macs(whole_decoder), _macs(lambda: lean.grow(lean.decoder(z)))),
+            PartCost("decoder", _size(decoder), _macs(lambda: published.decode(z)), _macs(lambda: lean.grow(lean.decoder(z)))),
         ]
         for task, net in model.task_nets.items():
             if config.tasks[task].net != "fasterrcnn_mobilenet_v3_large_fpn":  # its cost depends on what it sees

@@ -19,6 +19,8 @@ Target = Literal["executorch", "coreml", "openvino", "onnx"]
 Precision = Literal["fp32", "fp16", "int8"]
 Level = Literal["exact", "context", "selected"]
 Kind = Literal["restore", "predict"]
+Resize = Literal["area", "bicubic"]  # frames.py says what each does
+Framing = Literal["windows", "pad"]
 Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -55,19 +57,23 @@ class FunctionSpec(_Part):
 
 
 class TaskSpec(_Part):
+    """A task and its labels; `framing` is how a frame that is not square is brought to the function's square."""
+
     kind: Literal["cls", "seg", "det"]
     labels: tuple[str, ...] = Field(min_length=1, max_length=65536)
     selected_tokens: tuple[Annotated[int, Field(ge=0)], ...]
     n_tokens: Count
+    framing: Framing = "windows"
 
 
 class Preprocessing(_Part):
-    """The function's input, named `frame`: (1, size, size, 3) uint8 RGB."""
+    """The function's input, named `frame`: (1, size, size, 3) uint8 RGB; `resize` is how frames of other sizes come to it."""
 
     size: Annotated[int, Field(ge=1, le=16384)]
     color: Literal["RGB"] = "RGB"
     layout: Literal["NHWC"] = "NHWC"
     dtype: Literal["uint8"] = "uint8"
+    resize: Resize = "area"
 
 
 class Parity(_Part):
@@ -134,6 +140,8 @@ class Manifest(_Part):
                 faults.append(f"task {task} selects tokens that are not {spec.n_tokens} different ones")
             if spec.kind == "seg" and len(spec.labels) > 256:
                 faults.append(f"task {task} has {len(spec.labels)} labels, a uint8 mask holds 256")
+            if all(function.task != task for function in self.functions):
+                faults.append(f"task {task} has no function")
         for function in self.functions:
             if function.task not in self.tasks:
                 faults.append(f"function {function.name} is of no listed task")

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasktok_edge.export.graph import Function, functions_of, output_names
-from tasktok_edge.frames import blend, check_frame, crop_resize, resize, to_uint8, windows
+from tasktok_edge.frames import Layout, check_frame, lay_out, to_uint8
+from tasktok_edge.manifest import Resize
 from tasktok_edge.model.config import TaskConfig
+from tasktok_edge.model.faster_rcnn import Detections
 from tasktok_edge.model.tasktok import TaskTok
-from tasktok_edge.runtimes.answers import Answer, classification, detections, segmentation
+from tasktok_edge.runtimes.answers import Answer, answer_of
 
 RawOutputs = dict[str, NDArray[np.float32]]
 
@@ -29,33 +31,32 @@ class Reference:
 
     @torch.inference_mode()
     def run_raw(self, functions: Sequence[str], batch: NDArray[np.uint8]) -> RawOutputs:
-        """Run functions such as "restore/seg" on (n, S, S, 3) uint8; outputs by name, float32."""
+        """Run functions such as "restore/seg" on (n, S, S, 3) uint8; outputs by name, float32.
+
+        Raises UsageError for predict/<task> where the model has no network for the task.
+        """
         image = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255
         outputs: RawOutputs = {}
         for function in functions_of(self.tasks):
             if function.name not in functions:
                 continue
-            restored = self.model.restore(image, function.task)
             if function.kind == "restore":
-                outputs[function.entry] = restored.permute(0, 2, 3, 1).numpy()
+                outputs[function.entry] = self.model.restore(image, function.task).permute(0, 2, 3, 1).numpy()
             else:
-                net, kind = self.model.task_net(function.task), self.model.config.tasks[function.task].kind
-                outputs |= raw_answer(net(restored), function, kind)
+                net = self.model.task_net(function.task)
+                answer = net(self.model.restore(image, function.task))
+                outputs |= raw_answer(answer, function, self.model.config.tasks[function.task])
         return outputs
 
     def restore(self, frame: NDArray[np.uint8], task: str) -> NDArray[np.uint8]:
         """The frame restored for a task, at its own size."""
         self.model.check_task(task)
-        check_frame(frame)
-        places = windows(*frame.shape[:2])
-        tiles = []
-        for place in places:
-            output = self.run_raw((f"restore/{task}",), crop_resize(frame, place, self.size)[None])[f"restore_{task}"]
-            tiles.append(resize(output[0], place.side, place.side))
-        return to_uint8(blend(tiles, places, *frame.shape[:2]))
+        layout = _layout(frame, self.model.config.tasks[task], self.size, self.model.config.resize)
+        outputs = [self.run_raw((f"restore/{task}",), batch)[f"restore_{task}"][0] for batch in layout.cut(frame)]
+        return to_uint8(layout.join(outputs))
 
     def predict(self, frame: NDArray[np.uint8], task: str) -> Answer:
-        """The task's answer for a frame of any size."""
+        """The task's answer for a frame of any size; UsageError where the model has no network for the task."""
         self.model.check_task(task)
         return answer_frame(
             lambda batch: self.run_raw((f"predict/{task}",), batch),
@@ -63,47 +64,62 @@ class Reference:
             task,
             self.model.config.tasks[task],
             self.size,
+            resize=self.model.config.resize,
         )
 
 
-def raw_answer(answer: object, function: Function, kind: str) -> RawOutputs:
+def _layout(frame: NDArray[np.uint8], config: TaskConfig, size: int, resize: Resize) -> Layout:
+    height, width = check_frame(frame).shape[:2]
+    return lay_out(height, width, size, resize=resize, framing=config.framing)
+
+
+def raw_answer(answer: object, function: Function, config: TaskConfig) -> RawOutputs:
     """Name a task network's output as the exported graph does."""
-    names = output_names(function, kind)
-    if kind == "det":
+    names = output_names(function, config.kind)
+    if isinstance(answer, list):
+        return dict(zip(names, _listed(answer, config.n_outputs), strict=True))
+    if config.kind == "det":
         boxes, logits = cast(tuple[torch.Tensor, torch.Tensor], answer)
         return dict(zip(names, (boxes.numpy(), torch.sigmoid(logits).numpy()), strict=True))
-    if kind == "seg":
+    if config.kind == "seg":
         return {names[0]: cast(torch.Tensor, answer).permute(0, 2, 3, 1).numpy()}
     return {names[0]: cast(torch.Tensor, answer).numpy()}
 
 
-def oracle_answer(net: nn.Module, frame: NDArray[np.uint8], task: str, config: TaskConfig, size: int) -> Answer:
+def _listed(found: list[Detections], n_labels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Faster R-CNN's list of what one frame holds, as boxes (1, n, 4) and scores (1, n, C): 0 but for the label it found."""
+    (one,) = found
+    scores = torch.zeros(len(one.labels), n_labels)
+    scores[torch.arange(len(one.labels)), one.labels - 1] = one.scores  # its label 0 is the background
+    return one.boxes[None].numpy(), scores[None].numpy()
+
+
+def oracle_answer(
+    net: nn.Module, frame: NDArray[np.uint8], task: str, config: TaskConfig, size: int, *, resize: Resize = "area"
+) -> Answer:
     """The answer of a task network alone, without restoration."""
 
     @torch.inference_mode()
     def run(batch: NDArray[np.uint8]) -> RawOutputs:
-        return raw_answer(
-            net(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255), Function("predict", task), config.kind
-        )
+        answer = net(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255)
+        return raw_answer(answer, Function("predict", task), config)
 
-    return answer_frame(run, frame, task, config, size)
+    return answer_frame(run, frame, task, config, size, resize=resize)
 
 
 def answer_frame(
-    run: Callable[[NDArray[np.uint8]], RawOutputs], frame: NDArray[np.uint8], task: str, config: TaskConfig, size: int
+    run: Callable[[NDArray[np.uint8]], RawOutputs],
+    frame: NDArray[np.uint8],
+    task: str,
+    config: TaskConfig,
+    size: int,
+    *,
+    resize: Resize = "area",
 ) -> Answer:
-    """Cut a frame into windows, run each, and join the raw outputs to an answer, as the shim does."""
-    check_frame(frame)
-    height, width = frame.shape[:2]
-    places = windows(height, width)
-    outputs = [run(crop_resize(frame, place, size)[None]) for place in places]
-    name = f"predict_{task}"
-    if config.kind == "cls":
-        return classification([o[name] for o in outputs], config.labels)
-    if config.kind == "seg":
-        return segmentation([o[name] for o in outputs], places, height, width, config.labels)
-    pairs = [(o[f"{name}_boxes"], o[f"{name}_scores"]) for o in outputs]
-    return detections(pairs, places, size, height, width, config.labels)
+    """Lay a frame out on squares of `size`, run each, and join the raw outputs to an answer, as the shim does."""
+    layout = _layout(frame, config, size, resize)
+    outputs = [run(batch) for batch in layout.cut(frame)]
+    return answer_of(config.kind, task, outputs, layout, config.labels)
 
 
 def golden_answers(model: TaskTok, functions: Sequence[Function], frames: NDArray[np.uint8]) -> RawOutputs:

@@ -166,8 +166,8 @@ def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[s
 
 def latency_table(found: Comparison, *, threads: int) -> Table:
     """Medians and ratios by candidate and task, and the shim's share."""
-    table = Table("candidate", *(f"{task} p50 / p90 ms" for task in found.latency), "times the server", "shim")
-    table.caption = f"frame in, answer out; interleaved; {machine(threads)}"
+    table = Table("candidate", *(f"{task} p50 / p90 ms" for task in found.latency), "times the first", "shim")
+    table.caption = f"frame in, answer (or restored frame) out; interleaved; {machine(threads)}"
     shim = {o.bundle: f"+{o.shim_us:.0f} µs on {o.engine_us:.0f} µs" for o in found.overhead}
     rows = {latency.name: list[str]() for figures in found.latency.values() for latency in figures}
     ratios = {name: list[str]() for name in rows}

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasktok_edge.data.heldout import HeldOut, held_out
+from tasktok_edge.errors import UsageError
 from tasktok_edge.metrics import METRIC_NAMES, same_answer, score
-from tasktok_edge.model.checkpoint import load_checkpoint, load_oracles
+from tasktok_edge.model.checkpoint import SHIPPED, load_checkpoint, load_oracles
+from tasktok_edge.model.config import preset
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.progress import Doing
 from tasktok_edge.reference import Reference, oracle_answer
@@ -67,7 +69,9 @@ def judge(
 
     `same_as` names the checkpoint that the bundles were made of: its PyTorch answers are compared with theirs, one by one.
     """
-    teacher, oracles = load_checkpoint(server), load_oracles(server)
+    teacher = load_checkpoint(server)
+    check_answers_scenes(teacher.model)
+    oracles = load_oracles(server)
     tasks = tuple(teacher.model.config.tasks)
     held: list[HeldOut] = []
     for scene in held_out(n, degradation=degradation, severity=severity):
@@ -95,6 +99,16 @@ def judge(
             if same_as is not None:
                 found.agreement[name] = agreement(answers, wanted)
     yield found
+
+
+def check_answers_scenes(model: TaskTok) -> None:
+    """Refuse a model of other labels: the held-out frames are scenes."""
+    known = preset(SHIPPED[0]).tasks
+    if any(task not in known or c.labels != known[task].labels for task, c in model.config.tasks.items()):
+        raise UsageError(
+            f"{model.config.preset} does not answer the scenes' labels, and the held-out frames are scenes: give a checkpoint "
+            f"that was trained on them, such as {' or '.join(SHIPPED)}"
+        )
 
 
 def _ask(

@@ -1,12 +1,13 @@
 """Tiny bundles: one without an engine for the tests of the format, and a real one for every engine that runs here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasktok_edge.bundle import (
+    Bundle,
     FunctionSpec,
     Manifest,
     Parity,
@@ -19,6 +20,8 @@ from tasktok_edge.bundle import (
     write_golden,
     write_manifest,
 )
+from tasktok_edge.manifest import Framing, Resize
+from tasktok_edge.runtimes import Device
 
 SIZE = 32
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -30,6 +33,8 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "predict_det_boxes": (1, 16, 4),
     "predict_det_scores": (1, 16, 3),
 }
+RESTORE_ONLY = ("restore/cls", "restore/seg", "restore/det")
+Outputs = dict[str, NDArray[np.float32]]
 LABELS = {"cls": 4, "seg": 5, "det": 3}
 NOT_RUN = Parity(status="not_run", floor_db=100.0, reason="a test")
 PASSED = Parity(status="passed", floor_db=100.0, n_frames=4, device="cpu", effective_precision="fp32")
@@ -58,21 +63,33 @@ def finish(
     parity: Parity = PASSED,
     precision: Precision = "fp32",
     tasks: tuple[str, ...] = ("cls", "seg", "det"),
+    functions: tuple[str, ...] | None = None,
+    resize: Resize = "area",
+    framing: Mapping[str, Framing] | None = None,
 ) -> Manifest:
-    """Write what every bundle has around the engine's files that are already in `folder`."""
-    write_golden(folder, frames(), answers or random_answers())
+    """Write what every bundle has around the engine's files that are in `folder`; `functions` None is both of each task."""
+    answers = answers or random_answers()
+    write_golden(folder, frames(), answers)
     (folder / "LICENSE").write_text("Apache-2.0\n")
     (folder / "README.md").write_text("# tiny\n")
-    names = [f"{kind}/{task}" for task in tasks for kind in ("restore", "predict")]
+    names = functions or [f"{kind}/{task}" for task in tasks for kind in ("restore", "predict")]
+    framings = dict(framing or {})
     return write_manifest(
         folder,
         name="tiny",
         target=target,
         precision=precision,
         level="exact",
-        input=Preprocessing(size=SIZE),
+        input=Preprocessing(size=SIZE, resize=resize),
         tasks={
-            t: TaskSpec(kind=t, labels=[f"{t}{i}" for i in range(LABELS[t])], selected_tokens=[0, 2], n_tokens=4) for t in tasks
+            t: TaskSpec(
+                kind=t,
+                labels=[f"{t}{i}" for i in range(_n_labels(t, answers))],
+                selected_tokens=[0, 2],
+                n_tokens=4,
+                framing=framings.get(t, "windows"),
+            )
+            for t in tasks
         },
         functions=[
             FunctionSpec(
@@ -81,7 +98,7 @@ def finish(
                 task=name.split("/")[1],
                 file=file,
                 entry=name.replace("/", "_"),
-                outputs=[TensorSpec(name=o, shape=SHAPES[o], dtype="float32") for o in outputs_of(name)],
+                outputs=[TensorSpec(name=o, shape=(1, *answers[o].shape[1:]), dtype="float32") for o in outputs_of(name)],
             )
             for name in names
         ],
@@ -90,15 +107,64 @@ def finish(
     )
 
 
-def hollow_bundle(folder: Path, *, target: Target = "onnx", file: str = "model.onnx", parity: Parity = PASSED) -> Path:
+def _n_labels(task: str, answers: Mapping[str, NDArray[np.float32]]) -> int:
+    name = "predict_det_scores" if task == "det" else f"predict_{task}"
+    return answers[name].shape[-1] if name in answers else LABELS[task]
+
+
+def hollow_bundle(
+    folder: Path,
+    *,
+    target: Target = "onnx",
+    file: str = "model.onnx",
+    parity: Parity = PASSED,
+    answers: dict[str, NDArray[np.float32]] | None = None,
+    functions: tuple[str, ...] | None = None,
+    resize: Resize = "area",
+    framing: Mapping[str, Framing] | None = None,
+) -> Path:
     """A well-formed bundle whose model is no model."""
     folder.mkdir(parents=True, exist_ok=True)
     inside = folder / file
     inside.parent.mkdir(parents=True, exist_ok=True)
     inside.write_bytes(bytes(range(256)) * 4)
     listed = "model.mlpackage" if target == "coreml" else file
-    finish(folder, target, listed, parity=parity)
+    finish(folder, target, listed, parity=parity, answers=answers, functions=functions, resize=resize, framing=framing)
     return folder
+
+
+class StandIn:
+    """An engine that answers as `answer` does."""
+
+    TARGET = EXTRA = "onnx"
+    effective_precision, effective_device = "fp32", "here"
+
+    def __init__(self, answer: Callable[[tuple[str, ...], NDArray[np.uint8]], Outputs]) -> None:
+        self.run = answer
+
+    def version(self) -> str:
+        return "1"
+
+    def devices(self) -> list[Device]:
+        return [Device("onnx", "cpu", "here", "here")]
+
+    def open(self, bundle: Bundle, device: Device, *, threads: int | None, tasks: Sequence[str]) -> "StandIn":
+        return self
+
+    def close(self) -> None: ...
+
+
+def twisted(functions: tuple[str, ...], batch: NDArray[np.uint8]) -> Outputs:
+    """Answers of the right shapes that depend on every pixel."""
+    x = batch.astype(np.float32) / 255
+    found = {name: np.zeros((1, *v.shape[1:]), np.float32) + x.mean() for name, v in random_answers().items()}
+    found |= {name: (x**2 * 0.7 + x[..., ::-1] * 0.3).astype(np.float32) for name in found if name.startswith("restore")}
+    return {name: found[name] for function in functions for name in outputs_of(function)}
+
+
+def golden(functions: tuple[str, ...]) -> Outputs:
+    runs = [twisted(functions, frame[None]) for frame in frames()]
+    return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
 
 
 def _tiny():  # type: ignore[no-untyped-def]  # a torch module, and this file must import without torch

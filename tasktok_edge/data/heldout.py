@@ -18,8 +18,12 @@ class HeldOut:
     degraded: NDArray[np.uint8]
 
 
+# Scenes 0 to 999 of the split were looked at while the shipped models were in training; what is reported comes from others.
+FIRST = 1000
+
+
 def held_out(n: int, *, degradation: str = "mix-b", severity: int = 3, start: int = 0) -> Iterator[HeldOut]:
-    """Yield scenes `start` to `start + n` of the test split, degraded; the same frames for the same arguments, always."""
-    for index in range(start, start + n):
+    """Yield `n` scenes of the test split from `FIRST + start` on, degraded; the same frames for the same arguments, always."""
+    for index in range(FIRST + start, FIRST + start + n):
         truth = render(make_scene("test", index), size=FRAME_SIZE)
         yield HeldOut(truth, degraded_frame("test", index, degradation, severity=severity))

@@ -7,9 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
+from tasktok_edge import runtimes
 from tasktok_edge.cli import run
 from tasktok_edge.model.checkpoint import load_checkpoint
 from tasktok_edge.parity import export_verified
+from tests.helpers_bundle import RESTORE_ONLY, StandIn, golden, hollow_bundle, twisted
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,21 @@ def test_pictures_are_restored_and_answered(bundle: Path, tmp_path: Path, capsys
         (row,) = json.loads(capsys.readouterr().out)
         assert key in row["answer"] and row["said"]
         assert cv2.imread(row["restored"]).shape == (50, 70, 3)
+
+
+def test_a_bundle_without_task_networks_restores_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runtimes, "engine", lambda target: StandIn(twisted))
+    folder = hollow_bundle(tmp_path / "b", answers=golden(RESTORE_ONLY), functions=RESTORE_ONLY)
+    picture = tmp_path / "p.png"
+    picture.write_bytes(cv2.imencode(".png", np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))[1].tobytes())
+    command = ["run", str(folder), str(picture), "--task", "seg", "--out", str(tmp_path / "o")]
+    assert run([*command, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["answer"] is None and "no task network" in row["said"]
+    assert cv2.imread(row["restored"]).shape == (50, 70, 3)
+    assert run(command) == 0
 
 
 @pytest.mark.slow

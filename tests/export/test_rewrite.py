@@ -26,6 +26,7 @@ from tasktok_edge.model.config import SwinIRConfig, TaskTokConfig, preset
 from tasktok_edge.model.swinir import SwinIR, Upsample, WindowAttention, shifted_mask
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.parity import export_verified
+from tasktok_edge.published import Published, candidates
 from tests.conftest import shake
 from tests.official_files import VARIANTS
 
@@ -133,3 +134,12 @@ def test_official_parts_pass_every_converter(target: Target, tmp_path: Path) -> 
     assert done.manifest.input.resize == "bicubic" and [f.name for f in done.manifest.functions] == ["restore/seg"]
     if target != "coreml":
         assert parity.psnr_db["restore/seg"] > 100
+
+
+def test_the_published_forward_is_the_model() -> None:
+    model = official_kind()
+    image = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(Published(model).restore(image, "det"), model.restore(image, "det"), **TIGHT)
+    first, second = (run() for run in candidates(model, "cls").values())
+    assert isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
+    torch.testing.assert_close(second, first.permute(0, 2, 3, 1), **TIGHT)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tasktok_edge.frames import Window, windows
+from tasktok_edge.frames import Layout, Window, lay_out
 from tasktok_edge.runtimes.answers import MAX_BOXES, classification, detections, segmentation, softmax, suppress
 
 NAMES = ("cat", "dog")
@@ -26,17 +26,17 @@ def test_classification_averages_probabilities_not_logits() -> None:
 @pytest.mark.parametrize("labels", [1, 2, 7])
 def test_segmentation_takes_the_first_of_the_best(labels: int) -> None:
     logits = np.random.default_rng(0).integers(0, 3, (1, 16, 16, labels)).astype(np.float32)  # many ties
-    found = segmentation([logits], windows(16, 16), 16, 16, tuple("abcdefg"[:labels]))
+    found = segmentation([logits], lay_out(16, 16, 16), tuple("abcdefg"[:labels]))
     np.testing.assert_array_equal(found.mask, logits[0].argmax(-1))
     assert found.mask.dtype == np.uint8
 
 
 def test_segmentation_over_windows() -> None:
-    places = windows(20, 50)
-    logits = [np.full((1, 8, 8, 3), -5.0, np.float32) for _ in places]
+    layout = lay_out(20, 50, 8)
+    logits = [np.full((1, 8, 8, 3), -5.0, np.float32) for _ in layout.windows]
     for i, x in enumerate(logits):
         x[..., i] = 5.0
-    mask = segmentation(logits, places, 20, 50, ("a", "b", "c")).mask
+    mask = segmentation(logits, layout, ("a", "b", "c")).mask
     assert mask.shape == (20, 50)
     assert mask[:, 0].tolist() == [0] * 20
     assert mask[:, 25].tolist() == [1] * 20
@@ -48,18 +48,36 @@ def box(*rows: tuple[float, ...]) -> np.ndarray:  # type: ignore[type-arg]
 
 
 def test_detections_scale_shift_clip_and_suppress() -> None:
-    places = [Window(0, 0, 20), Window(0, 10, 20)]  # functions of 10 pixels: factor 2
+    places = (Window(0, 0, 20, 20), Window(0, 10, 20, 20))  # functions of 10 pixels: factor 2
+    layout = Layout(20, 30, 10, "area", places, is_plain=False)
     left = box((1, 1, 5, 5), (1, 1, 5, 5.5), (8, 8, 30, 30), (1, 1, 5, 5)), box((0.9, 0), (0.8, 0), (0.3, 0), (0, 0.7))
     right = box((-4, 1, 0, 5), (-9, -9, -8, -8), (0, 0, 2, 2)), box((0.95, 0), (0.9, 0), (0.04, 0))
-    found = detections([left, right], places, 10, 20, 30, NAMES)
+    found = detections([left, right], layout, NAMES)
     np.testing.assert_allclose(found.boxes, [[2, 2, 10, 10], [2, 2, 10, 10], [16, 16, 30, 20]])
     np.testing.assert_allclose(found.scores, [0.95, 0.7, 0.3])
     assert found.labels == [0, 1, 0]  # another label is not suppressed, the box outside and the weak one are gone
     assert found.names == NAMES
 
 
+def test_detections_in_a_padded_frame() -> None:
+    layout = lay_out(20, 60, 15, framing="pad")  # 5 rows of 15, the rest is reflection
+    found = detections([(box((3, 1, 6, 4), (10, 3, 12, 9), (1, 6, 9, 12)), box((0.9, 0), (0.8, 0), (0.7, 0)))], layout, NAMES)
+    np.testing.assert_allclose(found.boxes, [[12, 4, 24, 16], [40, 12, 48, 20]])  # clipped, and what is outside is gone
+    tall = detections([(box((1, 3, 4, 6)), box((0.9, 0)))], lay_out(60, 20, 15, framing="pad"), NAMES)
+    np.testing.assert_allclose(tall.boxes, [[4, 12, 16, 24]])
+
+
+def test_segmentation_of_a_padded_frame() -> None:
+    logits = np.zeros((1, 8, 8, 2), np.float32)
+    logits[0, :4, 4:, 1] = 9.0  # the right half of the four rows that are the frame
+    logits[0, 4:, :, 1] = 9.0  # and all that is not
+    mask = segmentation([logits], lay_out(20, 40, 8, framing="pad"), NAMES).mask
+    assert mask.shape == (20, 40)
+    assert (mask[:, :17] == 0).all() and (mask[:, 23:] == 1).all()
+
+
 def test_nothing_found() -> None:
-    found = detections([(box((1, 1, 2, 2)), box((0.01, 0.05)))], windows(8, 8), 8, 8, 8, NAMES)
+    found = detections([(box((1, 1, 2, 2)), box((0.01, 0.05)))], lay_out(8, 8, 8), NAMES)
     assert found.boxes.shape == (0, 4)
     assert found.labels == []
     assert found.scores.dtype == np.float32

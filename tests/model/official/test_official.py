@@ -1,6 +1,7 @@
 """Official files: every array of the published forward, for all variants; damaged, swapped and hostile files named as such."""
 
 import hashlib
+import json
 import os
 import pickle
 import zipfile
@@ -13,13 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from tasktok_edge.cli import run
 from tasktok_edge.convert import convert
 from tasktok_edge.errors import CheckpointError, UsageError
+from tasktok_edge.export.graph import model_functions
 from tasktok_edge.inspect import inspect_checkpoint
 from tasktok_edge.model.checkpoint import load_checkpoint
 from tasktok_edge.model.official.files import find_parts
+from tasktok_edge.model.official.infer import NETS
 from tasktok_edge.model.official.load import load_official
-from tests.official_files import TASKS, VARIANTS, image, shapes, write
+from tests.official_files import TASKS, VARIANTS, image, shapes, write, write_nets
 
 # Of the published listings "name shape", sorted; SwinIR's is the same in all.
 LISTINGS = {
@@ -248,3 +252,51 @@ def test_a_flipped_byte_in_the_archive_never_escapes_as_another_error(mini: Path
             load_checkpoint(tmp_path)
         except CheckpointError as error:
             assert "token_predictor_last.pt" in str(error) or "predictor" in str(error)
+
+
+def test_task_networks_are_loaded_and_checked(mini: Path, tmp_path: Path) -> None:
+    for file in shapes("mini"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).symlink_to(mini / file)
+    write_nets(tmp_path)
+    model = load_checkpoint(tmp_path).model
+    assert {task: c.net for task, c in model.config.tasks.items()} == NETS
+    assert model.config.tasks["seg"].labels[:2] == ("background", "aeroplane") and len(model.config.tasks["det"].labels) == 20
+    stored = torch.load(tmp_path / "segnet_last.pt", weights_only=True)
+    assert torch.equal(model.task_nets["seg"].state_dict()["classifier.4.weight"], stored["classifier.4.weight"])
+    assert [f.name for f in model_functions(model.config) if f.kind == "predict"] == ["predict/cls", "predict/seg"]
+    edit(tmp_path / "clsnet_last.pt", lambda state: state.pop("layer1.0.bn1.running_var"))
+    with pytest.raises(CheckpointError, match=r"clsnet_last\.pt': no 'layer1\.0\.bn1\.running_var'"):
+        load_checkpoint(tmp_path)
+    write_nets(tmp_path)
+    (tmp_path / "labels_seg.txt").write_text("sky\nground\n")
+    with pytest.raises(CheckpointError, match=r"labels_seg\.txt has 2 lines, the seg network answers with 21"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_commands(mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(mini)]) == 0
+    told = capsys.readouterr().out
+    assert "tasktok-32" in told and "17 of 32" in told and "clsnet_last.pt" in told and "GMACs" in told
+    assert run(["inspect", str(mini), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["variant"] == "tasktok-32" and found["sizes"]["fp32"] > found["sizes"]["int8"]
+    assert run(["convert", str(mini), "--out", str(tmp_path / "ckpt")]) == 0
+    assert run(["inspect", str(tmp_path / "ckpt")]) == 0
+    assert run(["convert", str(mini), "--out", str(tmp_path / "ckpt")]) == 2
+    assert run(["inspect", str(tmp_path)]) == 2
+    capsys.readouterr()
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "tasktok_last.pt").write_bytes(b"")
+    assert run(["inspect", str(bad)]) == 2
+    lines = capsys.readouterr()
+    assert "it is empty" in lines.err and "Traceback" not in lines.err
+
+
+@pytest.mark.parametrize(
+    "words", [["validate", "--bundle", "x", "--checkpoint"], ["demo", "--checkpoint"], ["quantize", "--method", "distill", "--out", "x", "--checkpoint"]]
+)  # fmt: skip
+def test_commands_that_know_the_scenes_alone_say_so(words: list[str], mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*words, str(mini)]) == 2
+    assert "does not answer the scenes' labels" in capsys.readouterr().err
