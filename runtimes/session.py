@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,8 @@ from tasktok_edge.runtimes.selection import Proof, Report, Trial, measure, short
 
 Outputs = dict[str, NDArray[Any]]
 
-RESTORE: tuple[Kind, ...] = ("restore",)
-PREDICT: tuple[Kind, ...] = ("predict",)
-BOTH: tuple[Kind, ...] = ("restore", "predict")
+Way = Literal["restore", "predict", "both"]
+WAYS: dict[Way, tuple[Kind, ...]] = {"restore": ("restore",), "predict": ("predict",), "both": ("restore", "predict")}
 UINT8 = np.dtype(np.uint8)
 MAX_CALLS = 256  # shapes of frames that are remembered
 
@@ -92,17 +91,17 @@ class Session:
 
     def restore(self, frame: NDArray[np.uint8], task: str | None = None) -> NDArray[np.uint8]:
         """Restore a frame (H, W, 3) uint8 RGB for a task."""
-        call = self._call(RESTORE, frame, task)
+        call = self._call("restore", frame, task)
         return self._frame(call, self._run(call, frame))
 
     def predict(self, frame: NDArray[np.uint8], task: str | None = None) -> Answer:
         """Restore and look: the task's answer, in the frame's own pixels."""
-        call = self._call(PREDICT, frame, task)
+        call = self._call("predict", frame, task)
         return self._answer(call, self._run(call, frame))
 
     def __call__(self, frame: NDArray[np.uint8], task: str | None = None) -> Result:
         """Give both, in one call of the engine where it can."""
-        call = self._call(BOTH, frame, task)
+        call = self._call("both", frame, task)
         outputs = self._run(call, frame)
         return Result(self._frame(call, outputs), self._answer(call, outputs))
 
@@ -117,8 +116,7 @@ class Session:
                 raise unknown_word("function", name, self._functions)
         if batch.shape != self._shape or batch.dtype != np.uint8:
             raise FrameError(f"a batch is {self._shape} uint8, this is {batch.shape} {batch.dtype}")
-        with self._lock:
-            return self._open().run(names, np.ascontiguousarray(batch))
+        return self._ask(names, np.ascontiguousarray(batch))
 
     def native_call(self, function: str, batch: NDArray[np.uint8]) -> Callable[[], object]:
         """Give the engine's own bare call, without the shim; for bench alone."""
@@ -128,7 +126,7 @@ class Session:
     def warm_up(self) -> None:
         """Compile and prove every way of calling, so that no frame has to wait for it."""
         for task in self.tasks:
-            for kinds in (RESTORE, PREDICT, BOTH):
+            for kinds in WAYS.values():
                 functions = tuple(f"{kind}/{task}" for kind in kinds)
                 if all(f in self._functions for f in functions):
                     self._prove(functions)
@@ -156,21 +154,19 @@ class Session:
             raise UsageError("this session is closed: load the bundle again")
         return self._running
 
-    def _call(self, kinds: tuple[Kind, ...], frame: NDArray[np.uint8], task: str | None) -> _Call:
+    def _call(self, way: Way, frame: NDArray[np.uint8], task: str | None) -> _Call:
         # The engine's weights have just gone through the caches, and every line here costs several times what it costs alone:
         # what one frame showed is not asked again of the next of its shape.
-        key = (kinds, task, frame.shape) if isinstance(frame, np.ndarray) and frame.dtype is UINT8 else ()
-        return self._calls.get(key) or self._first_call(key, kinds, frame, task)
+        key = (way, task, frame.shape) if isinstance(frame, np.ndarray) and frame.dtype is UINT8 else ()
+        return self._calls.get(key) or self._first_call(key, way, frame, task)
 
-    def _first_call(
-        self, key: tuple[object, ...], kinds: tuple[Kind, ...], frame: NDArray[np.uint8], task: str | None
-    ) -> _Call:
+    def _first_call(self, key: tuple[object, ...], way: Way, frame: NDArray[np.uint8], task: str | None) -> _Call:
         if task is None and len(self.tasks) > 1:
             raise UsageError(f"name the task, this bundle has {len(self.tasks)}: {', '.join(self.tasks)}")
         name = self.tasks[0] if task is None else task
         if name not in self.tasks:
             raise unknown_word("task", name, self.tasks)
-        functions = tuple(f"{kind}/{name}" for kind in kinds)
+        functions = tuple(f"{kind}/{name}" for kind in WAYS[way])
         absent = [function for function in functions if function not in self._functions]
         if absent:
             raise self._lacks(absent[0])
@@ -207,12 +203,13 @@ class Session:
             self._proven.add(functions)
 
     def _run(self, call: _Call, frame: NDArray[np.uint8]) -> list[Outputs]:
-        outputs = []
-        for batch in call.layout.cut(frame):
-            with self._lock:
-                running = self._running or self._open()
-                outputs.append(running.run(call.functions, batch))
-        return outputs
+        if call.layout.is_plain:
+            return [self._ask(call.functions, np.ascontiguousarray(frame)[None])]
+        return [self._ask(call.functions, batch) for batch in call.layout.cut(frame)]
+
+    def _ask(self, functions: tuple[str, ...], batch: NDArray[np.uint8]) -> Outputs:
+        with self._lock:
+            return (self._running or self._open()).run(functions, batch)
 
     def _frame(self, call: _Call, outputs: list[Outputs]) -> NDArray[np.uint8]:
         layout, name = call.layout, call.restored

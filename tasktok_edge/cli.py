@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +45,9 @@ def export(
     target: Annotated[str, typer.Option(help="executorch, coreml, openvino, onnx, or all")],
     checkpoint: CheckpointOption = None,
     task: Annotated[list[str] | None, typer.Option(help="keep to this task; may be given several times")] = None,
+    task_net: Annotated[
+        list[str] | None, typer.Option("--task-net", help="your own network: TASK=FILE.onnx or TASK=package.module:callable")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32 or fp16")] = "fp32",
     out: Annotated[Path, typer.Option(help="folder that the bundles are written into")] = Path("out"),
     overwrite: Annotated[bool, typer.Option(help="replace a bundle of the same name")] = False,
@@ -58,10 +62,12 @@ def export(
     _hush_converters()
     from tasktok_edge.export.limits import check_fits
     from tasktok_edge.model.checkpoint import load_checkpoint
+    from tasktok_edge.model.own_net import use_task_nets
     from tasktok_edge.parity import export_verified
     from tasktok_edge.show import export_table, saying
 
     loaded = load_checkpoint(checkpoint)
+    loaded = replace(loaded, model=use_task_nets(loaded.model, task_net or []))
     config = loaded.model.config
     for word in task or ():
         if word not in config.tasks:
@@ -97,35 +103,6 @@ def export(
     if failed:
         told = "; ".join(f"{d.path} ({d.manifest.parity.reason})" for d in failed)
         raise VerdictError(f"parity failed, kept and marked unverified: {told}")
-
-
-@app.command()
-def train(
-    recipe: Annotated[str, typer.Option(help="scenes-server, or tiny to try the machinery")] = "scenes-server",
-    out: Annotated[Path, typer.Option(help="folder of the run; a run that was stopped goes on from there")] = Path(
-        "runs/scenes-server"
-    ),
-    checkpoint_out: Annotated[Path | None, typer.Option("--checkpoint-out", help="default: OUT/checkpoint")] = None,
-    workers: Annotated[int, typer.Option(help="processes that render frames", min=1)] = 2,
-) -> None:
-    """Make the server model from nothing: frames, task networks, tokenizer, token order, joint training."""
-    need("train", "torch", "accelerate", "safetensors")
-    from tasktok_edge.model.checkpoint import save_checkpoint
-    from tasktok_edge.show import progress_of
-    from tasktok_edge.train.recipe import recipe as find
-    from tasktok_edge.train.stages import STAGES, Run, start
-
-    plan = find(recipe)
-    run = progress_of(errors, start(plan, out, workers=workers))
-    assert isinstance(run, Run)
-    for stage in STAGES:
-        progress_of(errors, stage(run))
-    if run.accelerator.is_main_process:
-        target = checkpoint_out or out / "checkpoint"
-        save_checkpoint(target, run.model, oracles=run.oracles, facts={"recipe": plan.model_dump()})
-        selected = {task: len(run.model.switch.selected(task)) for task in run.model.config.tasks}
-        console.print(f"tokens selected: {selected} of {run.model.config.tokenizer.tokens}", highlight=False)
-        console.print(f"saved {target}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -279,11 +256,14 @@ def run(arguments: list[str]) -> int:
     """Run a command and give its exit code: 0 done, 2 wrong use, 3 verdict failed, 4, 5, 130."""
     from tasktok_edge.apps.restore import restore_command
     from tasktok_edge.cli_checkpoints import convert_command, inspect_command
+    from tasktok_edge.cli_train import greedy_command, train_command
     from tasktok_edge.runtimes.cli import devices_command
 
     commands: dict[str, Callable[..., None]] = {
         "inspect": inspect_command,
         "convert": convert_command,
+        "train": train_command,
+        "greedy": greedy_command,
         "devices": devices_command,
         "run": restore_command,
     }

@@ -30,6 +30,9 @@ def count(config: TaskTokConfig, selected: Mapping[str, Sequence[int]]) -> list[
 
     `selected` gives the tokens of each task; the refiner's exported cost is the mean over tasks.
     """
+    # A network of the user's own is known by its tensors alone, which are not here.
+    tasks = {task: c.model_copy(update={"net": "none"}) if c.net == "own" else c for task, c in config.tasks.items()}
+    config = config.model_copy(update={"tasks": tasks})
     tokenizer, size = config.tokenizer, config.image_size
     with torch.device("meta"):
         model = TaskTok(config).to("meta").eval()

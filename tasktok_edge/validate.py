@@ -131,7 +131,9 @@ def rate(name: str, answers: Answers, held: Sequence[HeldOut]) -> Scores:
 def without_restoration(oracles: nn.ModuleDict, model: TaskTok) -> Predict:
     """The task networks of clean frames, alone: what clean and degraded frames are judged by."""
     config = model.config
-    return lambda frame, task: oracle_answer(oracles[task], frame, task, config.tasks[task], config.image_size)
+    return lambda frame, task: oracle_answer(
+        oracles[task], frame, task, config.tasks[task], config.image_size, resize=config.resize
+    )
 
 
 def won_back(clean: float, degraded: float, restored: float) -> float:

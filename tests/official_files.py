@@ -5,6 +5,7 @@ forward gives for seed 0 and `image(0)` is frozen in tests/model/official/expect
 published 128x128 samples of a restored frame, every 4th of the pre-restored one's).
 """
 
+import sys
 import zlib
 from pathlib import Path
 
@@ -121,3 +122,7 @@ def image(seed: int = 0) -> Tensor:
     coarse = torch.rand(1, 3, 16, 16, generator=generator)
     fine = torch.nn.functional.interpolate(coarse, size=512, mode="bilinear", align_corners=False)
     return (fine + 0.05 * torch.randn(1, 3, 512, 512, generator=generator)).clamp(0, 1)
+
+
+if __name__ == "__main__":  # python -m tests.official_files VARIANT DIR
+    print(f"wrote {write(Path(sys.argv[2]), sys.argv[1])}")

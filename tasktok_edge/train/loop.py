@@ -1,7 +1,7 @@
 """The step loop that every stage shares: batches by step, optimisers, mixed precision, resume from a file, progress."""
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,9 +43,15 @@ def cached(
         return open_cache(folder, spec)
 
 
+FINAL_RATE = 1e-7
+
+
 @dataclass
 class Group:
-    """Parameters that learn together: a cosine from `rate` to 1e-7 over `steps` of the group's *own* updates."""
+    """Parameters that learn together: a cosine from `rate` to 1e-7 over `steps` of the group's *own* updates.
+
+    AdamW, or SGD where there is a `momentum`.
+    """
 
     parameters: list[nn.Parameter]
     rate: float
@@ -53,24 +59,52 @@ class Group:
     weight_decay: float = 0.0
     warm_up: int = 0
     beta_2: float = 0.999
+    momentum: float | None = None
 
     def __post_init__(self) -> None:
         self.updates = 0
-        self.optimizer = torch.optim.AdamW(self.parameters, self.rate, betas=(0.9, self.beta_2), weight_decay=self.weight_decay)
+        self.optimizer: torch.optim.Optimizer
+        if self.momentum is None:
+            betas = (0.9, self.beta_2)
+            self.optimizer = torch.optim.AdamW(self.parameters, self.rate, betas=betas, weight_decay=self.weight_decay)
+        else:
+            self.optimizer = torch.optim.SGD(self.parameters, self.rate, self.momentum, weight_decay=self.weight_decay)
+
+    def rate_at(self, updates: int) -> float:
+        """Give the learning rate of the update after so many."""
+        share = min(updates / max(self.steps, 1), 1.0)
+        warm_up = min((updates + 1) / (self.warm_up + 1), 1.0)
+        return FINAL_RATE + (self.rate - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * share)) * warm_up
 
     def update(self, accelerator: Accelerator) -> None:
         """Average the gradients over processes, step, forget them."""
+        update_together([self], accelerator)
+
+
+def update_together(groups: Sequence[Group], accelerator: Accelerator) -> None:
+    """Update the groups that one backward pass gave gradients to.
+
+    Gradients are averaged over processes here and not by DistributedDataParallel, whose wrapper would hide the parts of a model
+    that training calls one by one. Where there is a gradient scaler (fp16), its scale moves once for all of them.
+    """
+    scaler = accelerator.scaler
+    for group in groups:
         if accelerator.num_processes > 1:
-            for p in self.parameters:
+            for p in group.parameters:
                 if p.grad is not None:
                     p.grad = accelerator.reduce(p.grad, reduction="mean")
-        share = min(self.updates / max(self.steps, 1), 1.0)
-        warm_up = min((self.updates + 1) / (self.warm_up + 1), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = 1e-7 + (self.rate - 1e-7) * 0.5 * (1 + math.cos(math.pi * share)) * warm_up
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.updates += 1
+        for settings in group.optimizer.param_groups:
+            settings["lr"] = group.rate_at(group.updates)
+        if scaler is None:
+            group.optimizer.step()
+        else:
+            scaler.step(group.optimizer)
+    if scaler is not None:
+        scaler.update()
+    for group in groups:
+        # None and not zeros: AdamW would decay, and SGD's momentum move, what took no part in a step.
+        group.optimizer.zero_grad(set_to_none=True)
+        group.updates += 1
 
 
 def run_stage(

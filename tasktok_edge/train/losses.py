@@ -1,6 +1,7 @@
 """The losses of the tasks and of TaskTok's joint training (TaskTok)."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,8 @@ def task_loss(net: TaskNet, kind: str, features: Sequence[Tensor], batch: Batch)
     if isinstance(net, Detector):
         boxes, logits = net.answer(list(features))
         return detection_loss(boxes.float(), logits.float(), net.centres, batch)
-    logits = net.answer(list(features)).float()
+    answer: Any = net.answer(list(features))
+    logits = answer.float()
     if kind == "cls":
         return F.cross_entropy(logits, batch["label"])
     return F.cross_entropy(logits, batch["semantic"], ignore_index=255)

@@ -22,6 +22,7 @@ from tasktok_edge.train.greedy import greedy_order
 from tasktok_edge.train.joint import Round
 from tasktok_edge.train.loop import Batch, Group, Progress, cached, run_stage
 from tasktok_edge.train.losses import task_loss
+from tasktok_edge.train.machine import accelerator_for
 from tasktok_edge.train.recipe import Recipe
 
 
@@ -43,7 +44,7 @@ class Run:
 def start(recipe: Recipe, folder: Path, *, workers: int = 2) -> Iterator[Progress | Run]:
     """Seed, build the modules and the cache; the last thing yielded is the `Run`."""
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = accelerator_for("bf16", "bf16")
     set_seed(recipe.seed)
     config = preset(recipe.preset)
     model = TaskTok(config).to(accelerator.device)

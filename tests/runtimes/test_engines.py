@@ -63,7 +63,7 @@ def test_the_report_says_what_ran(bundle: Path, target: Target) -> None:
         assert set(chosen.psnr_db) == set(FUNCTIONS)
         assert min(chosen.psnr_db.values()) > 100
         assert chosen.latency_ms is not None
-        assert 0 < chosen.latency_ms < 1000
+        assert chosen.latency_ms > 0
         assert chosen.effective_device
         assert f"tiny on {target}" in str(session.report)
 

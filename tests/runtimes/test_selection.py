@@ -1,8 +1,8 @@
 """The choice of a device, on an engine that is made up: several devices, each with its own fault."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tasktok_edge import runtimes
 from tasktok_edge.bundle import Bundle
 from tasktok_edge.errors import DeviceError, UsageError
-from tasktok_edge.runtimes import Device, Session, load
+from tasktok_edge.runtimes import Device, Session, load, selection
 from tasktok_edge.runtimes.selection import PSNR_LIMIT_DB, psnr_db
 from tests.helpers_bundle import NOT_RUN, PASSED, frames, hollow_bundle, outputs_of, random_answers
 
@@ -20,12 +20,13 @@ FRAME = frames(1)[0]
 
 
 class MadeUp:
-    """Knows the golden frames by heart; `noise` is added to its answers, `slow_s` to its time."""
+    """Knows the golden frames by heart; `noise` is added to its answers, `slow_s` to its time, by a clock of its own."""
 
     TARGET = EXTRA = "onnx"
 
     def __init__(self, **devices: dict[str, Any]) -> None:
         self.made = devices
+        self.now_s = 0.0
         self.closed: list[str] = []
         self.calls: list[tuple[str, tuple[str, ...]]] = []
 
@@ -53,7 +54,7 @@ class MadeUpRunning:
 
     def run(self, functions: tuple[str, ...], batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         self.engine.calls.append((self.name, functions))
-        time.sleep(self.how.get("slow_s", 0))
+        self.engine.now_s += self.how.get("slow_s", 1e-6)
         if "fails" in self.how:
             raise DeviceError(self.how["fails"])
         if "breaks" in self.how:
@@ -76,6 +77,7 @@ def folder(tmp_path: Path) -> Path:
 def given(monkeypatch: pytest.MonkeyPatch, **devices: dict[str, Any]) -> MadeUp:
     made = MadeUp(**devices)
     monkeypatch.setattr(runtimes, "engine", lambda target: made)
+    monkeypatch.setattr(selection, "time", SimpleNamespace(perf_counter=lambda: made.now_s))
     return made
 
 
