@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from tasktok_edge.model.config import preset
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.train.loop import Batch, Group, Progress, cached, run_stage
 from tasktok_edge.train.losses import feature_loss, task_loss
+from tasktok_edge.train.machine import accelerator_for
 
 
 class DistillRecipe(BaseModel):
@@ -69,7 +69,7 @@ def distill(
     config = preset(to_preset)
     _check_fits(server, config_of=to_preset)
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = accelerator_for("bf16", "bf16")
     set_seed(recipe.seed)
     spec = CacheSpec("train", recipe.frames, config.image_size, recipe.versions)
     arrays = yield from cached(folder / "cache", spec, accelerator, workers=workers)

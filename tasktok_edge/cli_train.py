@@ -134,8 +134,11 @@ def greedy_command(
 
     need("train", "torch", "accelerate", "safetensors", "pycocotools", "torchmetrics")
     with _one_voice():
+        from tasktok_edge.train.machine import world_size
         from tasktok_edge.train.setup import set_up_search
 
+        if frames < world_size():
+            raise UsageError(f"--frames {frames} cannot be shared by {world_size()} processes: give at least as many")
         data = {"--data-imagenet": data_imagenet, "--data-voc": data_voc}
         model, oracles, datasets = set_up_search(
             init, data, out, degradation=degradation, seed=seed, overwrite=overwrite

@@ -9,6 +9,9 @@ MODULES = [
     "tasktok_edge.errors",
     "tasktok_edge.frames",
     "tasktok_edge.validate",
+    "tasktok_edge.macs",
+    "tasktok_edge.model.official.names",
+    "tasktok_edge.model.own_net",
     "tasktok_edge.model.tasktok",
     "tasktok_edge.runtimes.selection",
 ]

@@ -32,6 +32,8 @@ def imported(statement: str) -> set[str]:
         ("import tasktok_edge.cli", TORCH | ENGINES | OURS),
         ("import tasktok_edge.data.scenes, tasktok_edge.data.degrade", TORCH | ENGINES | OURS - {"tasktok_edge.data"}),
         ("import tasktok_edge.model.tasktok", ENGINES | CONVERTERS | OURS - {"tasktok_edge.model"}),
+        ("import tasktok_edge.model.own_net", ENGINES | CONVERTERS | OURS - {"tasktok_edge.model"}),
+        ("import tasktok_edge.model.checkpoint", ENGINES | CONVERTERS | OURS - {"tasktok_edge.model"}),
         ("import tasktok_edge.train.stages", ENGINES | CONVERTERS | {"tasktok_edge.runtimes", "tasktok_edge.export"}),
         ("import tasktok_edge.quantize.distill", ENGINES | CONVERTERS | {"tasktok_edge.runtimes", "tasktok_edge.export"}),
         ("import tasktok_edge.export, tasktok_edge.export.graph", ENGINES | CONVERTERS | {"tasktok_edge.runtimes"}),

@@ -38,7 +38,7 @@ class TaskTok(nn.Module):
             {
                 name: build_task_net(task, image_size=config.image_size)
                 for name, task in config.tasks.items()
-                if task.net != "none"
+                if task.net not in ("none", "own")  # one of the user's own is put in by `with_task_net`
             }
         )
 

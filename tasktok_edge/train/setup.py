@@ -70,7 +70,7 @@ def set_up_run(
     start = faults.attempt(lambda: load_start(init)) if init else None
     order = _orders(recipe, start, orders, faults, resumes=(folder / STATE).is_file())
     data: JointData | None = None
-    if start is not None and imagenet and voc and not faults:
+    if start is not None and imagenet and voc:
         opening = partial(open_data, imagenet, voc, config=start.model.config, seed=recipe.seed)
         data = faults.attempt(lambda: opening(degradation=degradation, paired=paired))
     if faults or start is None or data is None:

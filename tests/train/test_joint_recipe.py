@@ -1,13 +1,17 @@
 """The numbers of TaskTok's own training: rates over steps, which optimiser, whose steps count."""
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
+from accelerate import Accelerator
 
 from tasktok_edge.errors import UsageError
 from tasktok_edge.train.joint_recipe import JOINT_RECIPES, joint_recipe
 from tasktok_edge.train.joint_run import check_processes
 from tasktok_edge.train.joint_step import JointStep
-from tasktok_edge.train.loop import Group
+from tasktok_edge.train.loop import Group, update_together
 from tests.train import helpers_joint as helpers
 
 
@@ -61,6 +65,21 @@ def test_every_group_has_its_optimiser() -> None:
     assert not learning & {id(p) for p in (*model.prerestorer.parameters(), *model.tokenizer.encoder.parameters())}
     # Nothing of the detector is frozen but its norms, which are buffers.
     assert {id(p) for p in model.task_nets["det"].parameters()} <= learning
+
+
+def test_one_scale_for_all_that_one_backward_moves() -> None:
+    """fp16: gradients are unscaled, what overflowed is not applied, and the scale falls once, not once a group."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    accelerator = cast(Accelerator, SimpleNamespace(scaler=scaler, num_processes=1))
+    well, ill = (Group([torch.nn.Parameter(torch.zeros(1))], 0.5, 10, momentum=0.0) for _ in range(2))
+    scaler.scale(torch.zeros(1))  # as `accelerator.backward` does
+    well.parameters[0].grad, ill.parameters[0].grad = torch.tensor([8.0]), torch.tensor([float("inf")])
+    update_together([ill, well], accelerator)
+    assert well.parameters[0].item() == pytest.approx(-0.5)
+    assert ill.parameters[0].item() == 0
+    assert scaler.get_scale() == 4.0
+    assert (well.updates, ill.updates) == (1, 1)
+    assert well.parameters[0].grad is None
 
 
 def test_batches_that_cannot_be_shared_are_refused() -> None:
