@@ -61,7 +61,21 @@ def test_mistakes_get_one_line(words: list[str], code: int, told: str, capsys: p
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out
-    for verb in "export train quantize validate bench demo devices run scenes greedy inspect convert".split():
+    verbs = [
+        "export",
+        "train",
+        "quantize",
+        "validate",
+        "bench",
+        "demo",
+        "devices",
+        "run",
+        "scenes",
+        "greedy",
+        "inspect",
+        "convert",
+    ]
+    for verb in verbs:
         assert verb in shown
 
 
