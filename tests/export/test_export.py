@@ -133,7 +133,7 @@ def test_a_bundle_that_fails_parity_is_kept_and_exits_3(
 def test_a_converter_that_breaks_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tasktok_edge.export import onnx as target
 
-    def half_done(model: object, functions: object, folder: Path, *, precision: str) -> None:
+    def half_done(model: object, functions: object, folder: Path, *, precision: str, say: object) -> None:
         (folder / "model.onnx").write_bytes(b"half")
         raise KeyboardInterrupt
 
