@@ -127,8 +127,6 @@ def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[s
     table = Table(
         "bundle",
         "size",
-        "built in",
-        "peak memory",
         "functions",
         "parity",
         "same answers",
