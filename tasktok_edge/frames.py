@@ -165,12 +165,15 @@ def _resize(image: NDArray[Any], height: int, width: int, interpolation: int) ->
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
 
-def pad_square(image: NDArray[Any], size: int) -> NDArray[Any]:
-    """Pad (H, W, C) at the right and the bottom to (size, size, C); itself if it is that.
+def pad_to(image: NDArray[Any], size: int) -> NDArray[Any]:
+    """Pad (H, W, C) at the right and the bottom to at least `size` each way; itself if it is that.
 
     The image is reflected at its last row and column, which are not repeated; where that ends, the last line is.
+
+    >>> pad_to(np.array([[[1], [2]]]), 3)[..., 0].tolist()
+    [[1, 2, 1], [1, 2, 1], [1, 2, 1]]
     """
-    missing = [size - side for side in image.shape[:2]]
+    missing = [max(size - side, 0) for side in image.shape[:2]]
     mirrored = [min(n, side - 1) for n, side in zip(missing, image.shape[:2], strict=True)]
     rest = [n - m for n, m in zip(missing, mirrored, strict=True)]
     if any(mirrored):
@@ -182,7 +185,7 @@ def crop_resize(frame: NDArray[np.uint8], window: Window, size: int, how: Resize
     """Cut `window` out of a frame and bring it to (size, size, 3), contiguous; no copy where it is that already."""
     if frame.shape[:2] != (window.height, window.width):
         frame = frame[window.top : window.top + window.height, window.left : window.left + window.width]
-    return np.ascontiguousarray(pad_square(resize(frame, *fitted(window, size), how), size))
+    return np.ascontiguousarray(pad_to(resize(frame, *fitted(window, size), how), size))
 
 
 @lru_cache(maxsize=4)

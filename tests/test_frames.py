@@ -22,7 +22,7 @@ from tasktok_edge.frames import (
     fitted,
     lay_out,
     magnitude,
-    pad_square,
+    pad_to,
     resize,
     to_uint8,
     windows,
@@ -201,7 +201,7 @@ def test_padding_is_torchs_reflection_then_replication(height: int, width: int, 
     pad = torch.nn.functional.pad
     want = pad(want, (0, min(size - width, width - 1), 0, min(size - height, height - 1)), mode="reflect")
     want = pad(want, (0, size - want.shape[-1], 0, size - want.shape[-2]), mode="replicate")
-    found = pad_square(image, size)
+    found = pad_to(image, size)
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, want[0].permute(1, 2, 0))
 

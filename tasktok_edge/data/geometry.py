@@ -6,7 +6,6 @@ shrinks).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasktok_edge.data.folders import IGNORED, Mask, Picture
+from tasktok_edge.frames import pad_to
 
 SEG_FACTOR = (0.5, 2.0)  # of the short side, in training
 FLIP_SHARE = 0.5
@@ -83,7 +83,7 @@ def for_seg(image: Picture, mask: Mask, sizes: Sizes, rng: np.random.Generator |
     if rng is None:
         return image, mask
     missing = [(0, max(sizes.image - side, 0)) for side in size]
-    image, mask = pad(image, sizes.image), np.pad(mask, missing, constant_values=IGNORED)
+    image, mask = pad_to(image, sizes.image), np.pad(mask, missing, constant_values=IGNORED)
     top, left = _random_place(mask.shape, sizes.image, rng)
     here = (slice(top, top + sizes.image), slice(left, left + sizes.image))
     image, mask = image[here], mask[here]
@@ -113,17 +113,6 @@ def scale_boxes(boxes: NDArray[np.int64], size: tuple[int, ...], long: int) -> N
     first = np.maximum(scaled[:, :2], 1) - 1
     last = np.minimum(scaled[:, 2:], (width, height))
     return np.concatenate([first, np.maximum(last, first + 1)], 1).astype(np.float32)  # a sliver keeps one pixel
-
-
-def pad(image: NDArray[Any], size: int) -> NDArray[Any]:
-    """Pad (H, W, C) at the right and the bottom to at least `size`: reflected, and where that ends, its last line again."""
-    missing = [max(size - side, 0) for side in image.shape[:2]]
-    mirrored = [min(n, side - 1) for n, side in zip(missing, image.shape[:2], strict=True)]
-    rest = [n - m for n, m in zip(missing, mirrored, strict=True)]
-    for mode, amounts in (("reflect", mirrored), ("edge", rest)):
-        if any(amounts):
-            image = np.pad(image, [(0, amounts[0]), (0, amounts[1]), (0, 0)], mode=mode)  # type: ignore[call-overload]
-    return image
 
 
 def resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:

@@ -41,12 +41,12 @@ from tasktok_edge.data.geometry import (
     for_det,
     for_seg,
     long_side_size,
-    pad,
     resize_mask,
     scale_boxes,
     short_side_size,
 )
 from tasktok_edge.errors import unknown_word
+from tasktok_edge.frames import pad_to
 
 Sample = dict[str, Tensor]
 Task = Literal["cls", "det", "seg"]
@@ -158,8 +158,8 @@ class DetDataset(_TaskDataset[VocList]):
             image, boxes = for_det(load_picture(path), corners, self.sizes, _of_geometry(source, rng))
             clean, degraded = _degraded(source, image, rng)
         return {
-            "clean": _chw(pad(clean, side)),
-            "degraded": _chw(pad(degraded, side)),
+            "clean": _chw(pad_to(clean, side)),
+            "degraded": _chw(pad_to(degraded, side)),
             "boxes": torch.from_numpy(boxes),
             "box_labels": torch.from_numpy(labels),
             "valid_size": torch.tensor(clean.shape[:2]),

@@ -17,6 +17,7 @@ from tasktok_edge.errors import CheckpointError
 from tasktok_edge.model.config import TaskTokConfig
 from tasktok_edge.model.official.files import find_parts, is_official
 from tasktok_edge.model.official.load import load_official, source_hashes
+from tasktok_edge.model.states import assign, fit_faults, value_faults
 from tasktok_edge.model.task_nets import build_task_net
 from tasktok_edge.model.tasktok import TaskTok
 
@@ -119,19 +120,8 @@ def _fill(module: nn.Module, path: Path) -> None:
     except SafetensorError as fault:
         raise CheckpointError(f"'{path}' is not a whole safetensors file ({fault}): copy or train it again") from None
     wanted = {n: v for n, v in module.state_dict().items() if not n.endswith("num_batches_tracked")}
-    faults = [f"no '{n}'" for n in wanted if n not in state]
-    faults += [f"unexpected '{n}'" for n in state if n not in wanted]
-    faults += [
-        f"'{n}' is {tuple(state[n].shape)}, expected {tuple(v.shape)}"
-        for n, v in wanted.items()
-        if n in state and state[n].shape != v.shape
-    ]
-    faults += [
-        f"'{n}' holds NaN or infinity" for n, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()
-    ]
+    faults = fit_faults(wanted, state) + value_faults(state)
     if faults:
         more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
         raise CheckpointError(f"'{path}' does not fit its config.json: {'; '.join(faults[:4])}{more}")
-    counters = {n: torch.zeros_like(v, device="cpu") for n, v in module.state_dict().items() if n not in wanted}
-    tensors = {n: v.float() if v.is_floating_point() else v for n, v in state.items()}
-    module.load_state_dict(tensors | counters, assign=True)
+    assign(module, state)

@@ -19,10 +19,10 @@ from tasktok_edge.model.official.infer import NETS, SWITCHES
 from tasktok_edge.model.official.load import config_of, fill
 from tasktok_edge.model.official.names import UNUSED, official_name, official_shape
 from tasktok_edge.model.refiner import Refiner
+from tasktok_edge.model.states import State, fit_faults, value_faults
 from tasktok_edge.model.task_nets import build_task_net
 from tasktok_edge.model.tasktok import TaskTok
 
-State = Mapping[str, Tensor]
 FRESH_REFINER = ViTConfig(width=512, layers=6, heads=8)  # of every official predictor
 ORACLE_FILES = {
     "cls": ("clsnet_oracle.pt", "resnet18*.pt", "resnet18*.pth"),  # torchvision's ResNet-18 for ImageNet is the official one
@@ -148,17 +148,11 @@ def _filled(config: TaskTokConfig, states: Mapping[str, State], files: Mapping[s
     nets = nn.ModuleDict({task: build_task_net(config.tasks[task], image_size=config.image_size) for task in TASKS})
     for task, state in states.items():
         wanted = {n: v for n, v in nets[task].state_dict().items() if not UNUSED.fullmatch(n)}
-        faults = [f"no '{n}'" for n in wanted if n not in state]
-        faults += [f"unexpected '{n}'" for n in state if n not in wanted and not UNUSED.fullmatch(n)]
-        faults += [
-            f"'{n}' is {tuple(state[n].shape)}, expected {tuple(v.shape)}"
-            for n, v in wanted.items()
-            if n in state and state[n].shape != v.shape
-        ]
-        faults += [f"'{n}' holds NaN or infinity" for n in wanted if n in state and not torch.isfinite(state[n]).all()]
+        used = {n: t for n, t in state.items() if not UNUSED.fullmatch(n)}
+        faults = fit_faults(wanted, used) + value_faults({n: t for n, t in used.items() if n in wanted})
         if faults:
             raise CheckpointError(f"'{files[task]}' is no {config.tasks[task].net} of this model: {some(faults)}")
-        nets[task].load_state_dict({n: state[n].float() for n in wanted}, strict=False)  # all but the counters
+        nets[task].load_state_dict({n: t.float() for n, t in used.items()}, strict=False)  # all but the counters
     return nets
 
 

@@ -15,10 +15,10 @@ from tasktok_edge.data.geometry import (
     for_det,
     for_seg,
     long_side_size,
-    pad,
     scale_boxes,
     short_side_size,
 )
+from tasktok_edge.frames import pad_to
 
 SMALL = Sizes.scaled(64)
 COLOURS = np.array([[20, 20, 20], [230, 30, 30], [30, 230, 30], [30, 30, 230]], np.uint8)
@@ -136,7 +136,7 @@ def test_evaluation_masks_are_not_padded() -> None:
 @given(height=st.integers(1, 40), width=st.integers(1, 40), size=st.integers(1, 100), layers=st.integers(1, 3))
 def test_padding_reflects_then_repeats(height: int, width: int, size: int, layers: int) -> None:
     image = np.random.default_rng(0).random((height, width, layers), np.float32)
-    out = pad(image, size)
+    out = pad_to(image, size)
     assert out.shape == (max(size, height), max(size, width), layers)
 
     def source(i: int, n: int) -> int:

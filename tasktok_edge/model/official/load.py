@@ -13,10 +13,9 @@ from tasktok_edge.model.config import TaskTokConfig
 from tasktok_edge.model.official.files import TASKS, Parts, read_tensors, some
 from tasktok_edge.model.official.infer import SWITCHES, infer_config
 from tasktok_edge.model.official.names import UNUSED, official_name, official_shape
+from tasktok_edge.model.states import State, assign, fit_faults, transposed, value_faults
 from tasktok_edge.model.swinir import relative_index
 from tasktok_edge.model.tasktok import TaskTok
-
-State = Mapping[str, Tensor]
 
 
 def load_official(parts: Parts) -> TaskTok:
@@ -93,7 +92,7 @@ def _translated(module: nn.Module, rules: str, state: State) -> tuple[dict[str, 
             continue
         tensor, shape = state[there], official_shape(there, wanted[ours].shape)
         if tuple(tensor.shape) != shape:
-            faults.append(f"'{there}' is {tuple(tensor.shape)}, expected {shape}{_transposed(tensor, shape)}")
+            faults.append(f"'{there}' is {tuple(tensor.shape)}, expected {shape}{transposed(tensor, shape)}")
         else:
             found[ours] = tensor.reshape(wanted[ours].shape)
     faults += _values({there: state[there] for there in names if there in state})
@@ -113,31 +112,20 @@ def _index_faults(prerestorer: State) -> list[str]:
 
 def _fill_net(net: nn.Module, state: State) -> list[str]:
     wanted = {n: v for n, v in net.state_dict().items() if not UNUSED.fullmatch(n)}
-    faults = [f"no '{name}'" for name in wanted if name not in state]
-    faults += [f"unexpected '{name}'" for name in state if name not in wanted and not UNUSED.fullmatch(name)]
-    faults += [
-        f"'{n}' is {tuple(state[n].shape)}, expected {tuple(v.shape)}{_transposed(state[n], tuple(v.shape))}"
-        for n, v in wanted.items()
-        if n in state and state[n].shape != v.shape
-    ]
-    faults += _values({n: t for n, t in state.items() if n in wanted})
+    used = {n: t for n, t in state.items() if not UNUSED.fullmatch(n)}
+    faults = fit_faults(wanted, used, guess=True) + _values({n: t for n, t in used.items() if n in wanted})
     if not faults:
-        counters = {n: torch.zeros_like(v, device="cpu") for n, v in net.state_dict().items() if n not in wanted}
-        net.load_state_dict({**{n: state[n].float() for n in wanted}, **counters}, assign=True)
+        assign(net, used)
     return faults
 
 
 def _values(state: State) -> list[str]:
     faults = [f"'{n}' is {str(t.dtype).removeprefix('torch.')}, expected float32" for n, t in state.items() if not _is_float(t)]
-    return faults + [f"'{n}' holds NaN or infinity" for n, t in state.items() if _is_float(t) and not torch.isfinite(t).all()]
+    return faults + value_faults({n: t for n, t in state.items() if _is_float(t)})
 
 
 def _is_float(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
-
-
-def _transposed(tensor: Tensor, shape: tuple[int, ...]) -> str:
-    return ": transposed?" if sorted(tensor.shape) == sorted(shape) else ""
 
 
 def source_hashes(parts: Parts) -> dict[str, str]:
