@@ -38,7 +38,7 @@ class DelegatedAttention(nn.Module):
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
-        self.heads, d = attention.heads, attention.width
+        self.heads, d = attention.heads, attention.inner
         self.q, self.k, self.v = split_linear(attention.qkv, gain=(d // self.heads) ** -0.5)
         self.out_proj = attention.out_proj
 

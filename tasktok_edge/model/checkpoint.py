@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tasktok_edge.errors import CheckpointError
 from tasktok_edge.model.config import TaskTokConfig
+from tasktok_edge.model.int8 import int8_layers
 from tasktok_edge.model.official.files import find_parts, is_official
 from tasktok_edge.model.official.load import load_official, source_hashes
 from tasktok_edge.model.states import assign, fit_faults, value_faults
@@ -96,6 +97,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint; matrices are kept in fp16 (half the download) unless `exact`, vectors and statistics in fp32.
 
+    Of an int8 model the weights are kept as their codes, the rest exactly.
+
     `facts` (recipe, steps, accuracies) goes into provenance.json, for people.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,16 +110,26 @@ def save_checkpoint(
 
 
 def _packed(module: nn.Module, *, exact: bool) -> dict[str, Tensor]:
+    layers = int8_layers(module)
+    exact = exact or bool(layers)  # a code may fall on its neighbour where something before it was rounded
     state = {name: value.detach().cpu() for name, value in module.state_dict().items()}
     # num_batches_tracked only matters to training with a cumulative average, which nobody here uses.
     state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     packed = {n: v.half() if v.ndim >= 2 and v.is_floating_point() and not exact else v for n, v in state.items()}
-    return {name: value.contiguous() for name, value in packed.items()}
+    packed |= {f"{name}.weight": layer.codes().cpu() for name, layer in layers.items()}
+    # A quantizer that several layers share is in the state under each of their names; the file wants tensors of their own.
+    return {name: value.clone() if value.ndim == 0 else value.contiguous() for name, value in packed.items()}
+
+
+def _unpacked(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Turn int8 codes back to weights on their grid."""
+    codes = {n: v for n, v in state.items() if v.dtype == torch.int8 and f"{n}_scale" in state}
+    return state | {n: v.float() * state[f"{n}_scale"].reshape(-1, *[1] * (v.ndim - 1)) for n, v in codes.items()}
 
 
 def _fill(module: nn.Module, path: Path) -> None:
     try:
-        state = load_file(path)
+        state = _unpacked(load_file(path))
     except SafetensorError as fault:
         raise CheckpointError(f"'{path}' is not a whole safetensors file ({fault}): copy or train it again") from None
     wanted = {n: v for n, v in module.state_dict().items() if not n.endswith("num_batches_tracked")}

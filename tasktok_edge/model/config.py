@@ -16,12 +16,21 @@ class _Config(BaseModel):
 
 
 class ViTConfig(_Config):
-    """A stack of pre-norm transformer blocks."""
+    """A stack of pre-norm transformer blocks; a head is `width / heads` wide, however many of them are left."""
 
     width: int
     layers: int
     heads: int
     mlp_ratio: float = 4.0
+    kept: tuple[tuple[int, int], ...] = ()  # of each block, what slimming left: heads and hidden units of the MLP
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    def block(self, i: int) -> tuple[int, int]:
+        """Heads and hidden units of block i."""
+        return self.kept[i] if self.kept else (self.heads, int(self.width * self.mlp_ratio))
 
 
 class TokenizerConfig(_Config):
@@ -90,6 +99,7 @@ class TaskTokConfig(_Config):
     refiner: ViTConfig
     tasks: dict[str, TaskConfig]
     level: Level = "exact"
+    int8: dict[str, str] = {}  # layers that compute in int8, and where their input is quantised: see model/int8.py
     resize: Literal["area", "bicubic"] = "area"  # how a frame is brought to `image_size`; official models alias by design
 
     @model_validator(mode="after")
@@ -112,6 +122,9 @@ class TaskTokConfig(_Config):
             for what, size, unit_name, unit in fits
             if unit < 1 or size % unit
         ]
+        for name, vit in (("encoder", tokenizer.encoder), ("decoder", tokenizer.decoder), ("refiner", self.refiner)):
+            if vit.kept and (len(vit.kept) != vit.layers or any(h < 1 or m < 1 for h, m in vit.kept)):
+                faults.append(f"{name}.kept {vit.kept} is not heads and hidden units of {vit.layers} blocks")
         faults += [
             f"task {name} has a network of the scenes without widths" for name, t in self.tasks.items() if t.is_incomplete
         ]

@@ -13,10 +13,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv_1 = nn.Conv2d(width, width, 3, padding=1)
+        self.relu = nn.ReLU()
         self.conv_2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv_2(F.relu(self.conv_1(x)))
+        return x + self.conv_2(self.relu(self.conv_1(x)))
 
 
 class PreRestorer(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tasktok_edge.errors import UsageError, unknown_word
 from tasktok_edge.model.config import TaskTokConfig
+from tasktok_edge.model.int8 import build_int8
 from tasktok_edge.model.prerestorer import build_prerestorer
 from tasktok_edge.model.refiner import Refiner, TokenSwitch
 from tasktok_edge.model.task_nets import TaskNet, build_task_net
@@ -41,6 +42,8 @@ class TaskTok(nn.Module):
                 if task.net not in ("none", "own")  # one of the user's own is put in by `with_task_net`
             }
         )
+        if config.int8:
+            build_int8(self, config.int8)
 
     def task_net(self, task: str) -> TaskNet:
         """The network that answers this task; UsageError where the model only restores for it."""

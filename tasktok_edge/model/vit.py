@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasktok_edge.model.config import ViTConfig
+from tasktok_edge.model.int8 import Int8Linear
 
 Rows = Tensor | slice  # constant indices, or a run of rows where they stand together
 
@@ -16,49 +17,58 @@ def take(x: Tensor, rows: Rows) -> Tensor:
     return x[:, rows] if isinstance(rows, slice) else x.index_select(1, rows)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention with biases; `rows` asks for the output of those rows alone."""
+def linear_rows(layer: nn.Linear, x: Tensor, rows: slice) -> Tensor:
+    """The outputs `rows` of a linear alone."""
+    if isinstance(layer, Int8Linear):
+        return layer.rows(x, rows)
+    return F.linear(x, layer.weight[rows], layer.bias[rows])
 
-    def __init__(self, width: int, heads: int) -> None:
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases; `rows` asks for the output of those rows alone.
+
+    `inner` is the width of all heads together: that of the rows, or less where heads were removed.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
-        self.width, self.heads = width, heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out_proj = nn.Linear(width, width)
+        self.heads, self.inner = heads, heads * head_width
+        self.qkv = nn.Linear(width, 3 * self.inner)
+        self.out_proj = nn.Linear(self.inner, width)
 
     def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
         """x (B, N, D) to (B, N, D), or to (B, M, D): every row still serves as key and value."""
         if rows is None:
-            d = self.width
+            d = self.inner
             qkv = self.qkv(x)
             return self.attend(qkv[..., :d], qkv[..., d : 2 * d], qkv[..., 2 * d :])
         return self.attend(self.queries(take(x, rows)), *self.keys_values(x))
 
     def queries(self, x: Tensor) -> Tensor:
-        """Rows x (B, M, D) to their queries (B, M, D)."""
-        d = self.width
-        return F.linear(x, self.qkv.weight[:d], self.qkv.bias[:d])
+        """Rows x (B, M, D) to their queries (B, M, inner)."""
+        return linear_rows(self.qkv, x, slice(0, self.inner))
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows x (B, N, D) to their keys and values, (B, N, D) each."""
-        d = self.width
-        kv = F.linear(x, self.qkv.weight[d:], self.qkv.bias[d:])
+        """Rows x (B, N, D) to their keys and values, (B, N, inner) each."""
+        d = self.inner
+        kv = linear_rows(self.qkv, x, slice(d, 3 * d))
         return kv[..., :d], kv[..., d:]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries (B, M, D) over keys and values (B, N, D), and the output's linear: (B, M, D)."""
+        """Queries (B, M, inner) over keys and values (B, N, inner), and the output's linear: (B, M, D)."""
         q, k, v = (t.reshape(t.shape[0], t.shape[1], self.heads, -1).transpose(1, 2) for t in (q, k, v))  # (B, heads, N, head)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return self.out_proj(y.reshape(y.shape[0], y.shape[1], self.width))
+        return self.out_proj(y.reshape(y.shape[0], y.shape[1], self.inner))
 
 
 class Block(nn.Module):
     """x += attention(LN x); x += MLP(LN x), with exact GELU (LN eps 1e-5, no dropout, no layer scale, as in TiTok)."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, i: int) -> None:
         super().__init__()
-        hidden = int(config.width * config.mlp_ratio)
+        heads, hidden = config.block(i)
         self.ln_1 = nn.LayerNorm(config.width)
-        self.attn = Attention(config.width, config.heads)
+        self.attn = Attention(config.width, heads, config.head_width)
         self.ln_2 = nn.LayerNorm(config.width)
         self.fc = nn.Linear(config.width, hidden)
         self.proj = nn.Linear(hidden, config.width)
@@ -78,7 +88,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
 
     def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
         """x (B, N, D) to (B, N or M, D); the rows asked for are the same numbers."""
@@ -105,14 +115,14 @@ def init_weights(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, Attention):
+    elif isinstance(module, Attention) and module.inner == module.out_proj.out_features:
         _mimetic(module)
 
 
 @torch.no_grad()
 def _mimetic(attention: Attention) -> None:
     # Section 3 there: Wq Wk^T = a I + noise head by head, Wv Wo = b I + noise, each split by its singular values.
-    d, heads = attention.width, attention.heads
+    d, heads = attention.inner, attention.heads
     head = d // heads
 
     def near_identity(gain: float) -> Tensor:

@@ -1,0 +1,181 @@
+"""Layers that compute in int8: static scales, weights per output channel and symmetric, activations per tensor and affine.
+
+In PyTorch the integers are simulated (arXiv 1712.05877): every value that an engine keeps as an integer is rounded to that
+integer's grid, in training with the gradient of the identity. An engine that does integer arithmetic gives the same function up
+to the order of sums. Activations are rounded before *and* behind a layer: XNNPACK and ONNX Runtime take no other form.
+"""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LOWEST, HIGHEST = -128, 127
+RANGE_MOMENTUM = 0.02  # of ranges that follow a training
+
+
+class ActivationQuantizer(nn.Module):
+    """x to (clamp(round(x / scale) + zero_point, -128, 127) - zero_point) * scale; the same scale for the whole tensor.
+
+    `watching` widens the range to all that passes and leaves the values alone: calibration. `following` lets the range
+    follow what passes, as training needs it. Otherwise the range stays.
+    """
+
+    scale: Tensor  # () float32
+    zero_point: Tensor  # () int32
+    low: Tensor
+    high: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watching = self.following = False
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
+        # Of what was seen; 0 is always in, so that it is exact: ReLU and padding need it. Not in any file, so never on "meta".
+        self.register_buffer("low", torch.tensor(0.0, device="cpu"), persistent=False)
+        self.register_buffer("high", torch.tensor(0.0, device="cpu"), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.watching:
+            self._see(torch.minimum(self.low, x.detach().min()), torch.maximum(self.high, x.detach().max()))
+            return x
+        if self.following and self.training:
+            low, high = (
+                old + RANGE_MOMENTUM * (new.float().clamp(*bounds) - old)
+                for old, new, bounds in (
+                    (self.low, x.detach().min(), (None, 0.0)),
+                    (self.high, x.detach().max(), (0.0, None)),
+                )
+            )
+            self._see(low, high)
+        return torch.fake_quantize_per_tensor_affine(x.float(), self.scale, self.zero_point, LOWEST, HIGHEST)
+
+    @torch.no_grad()
+    def _see(self, low: Tensor, high: Tensor) -> None:
+        self.low.copy_(low)
+        self.high.copy_(high)
+        self.scale.copy_(((self.high - self.low) / (HIGHEST - LOWEST)).clamp(min=1e-8))
+        self.zero_point.copy_((LOWEST - self.low / self.scale).round().clamp(LOWEST, HIGHEST))
+
+    def scaled(self, gain: float) -> "ActivationQuantizer":
+        """The quantizer of gain * x, `gain` above 0."""
+        other = ActivationQuantizer()
+        other.scale.copy_(self.scale * gain)
+        other.zero_point.copy_(self.zero_point)
+        return other.to(self.scale.device)
+
+
+class _Int8Layer(nn.Module):
+    """What both kinds of layer share: `weight` (out, …) with `weight_scale` (out,), quantizers before and behind.
+
+    `input` is an `Identity` where the tensor was quantised already by the layer that made it.
+    """
+
+    weight: nn.Parameter
+    weight_scale: Tensor
+
+    def _add_quantizers(self) -> None:
+        self.input: nn.Module = ActivationQuantizer()
+        self.output = ActivationQuantizer()
+        self.register_buffer("weight_scale", torch.ones(len(self.weight)))
+
+    @torch.no_grad()
+    def scale_weight(self) -> None:
+        """Let the scale of each output channel be its largest magnitude / 127."""
+        self.weight_scale.copy_((self.weight.abs().flatten(1).amax(1) / HIGHEST).clamp(min=1e-8))
+
+    def codes(self) -> Tensor:
+        """The weight as int8, (out, …)."""
+        scale = self.weight_scale.reshape(-1, *[1] * (self.weight.ndim - 1))
+        return (self.weight.detach() / scale).round().clamp(-HIGHEST, HIGHEST).to(torch.int8)
+
+    def rounded(self) -> Tensor:
+        """The weight on its grid, float."""
+        if self.training:
+            self.scale_weight()
+        zeros = torch.zeros_like(self.weight_scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(self.weight.float(), self.weight_scale, zeros, 0, -HIGHEST, HIGHEST)
+
+
+class Int8Linear(_Int8Layer, nn.Linear):
+    """`nn.Linear` in int8."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        nn.Linear.__init__(self, n_in, n_out)
+        self._add_quantizers()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows(x, slice(None))
+
+    def rows(self, x: Tensor, rows: slice) -> Tensor:
+        """The outputs `rows` alone."""
+        return cast(Tensor, self.output(F.linear(self.input(x), self.rounded()[rows], self.bias[rows])))
+
+
+class Int8Conv2d(_Int8Layer, nn.Conv2d):
+    """`nn.Conv2d` in int8, batch normalisation folded in, and the ReLU behind it where there is one."""
+
+    def __init__(self, like: nn.Conv2d, *, relu: bool) -> None:
+        kernel, stride, padding = like.kernel_size, like.stride, like.padding
+        nn.Conv2d.__init__(self, like.in_channels, like.out_channels, kernel, stride, padding)  # type: ignore[arg-type]
+        self.relu = relu
+        self._add_quantizers()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(self.input(x), self.rounded(), self.bias, self.stride, self.padding)
+        return cast(Tensor, self.output(F.relu(y) if self.relu else y))
+
+
+Int8Layer = Int8Linear | Int8Conv2d
+
+
+def int8_layers(model: nn.Module) -> dict[str, Int8Layer]:
+    """The layers of `model` that compute in int8, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Int8Layer)}
+
+
+def build_int8(model: nn.Module, inputs: Mapping[str, str]) -> None:
+    """Replace layers of `model` by their int8 form, in place and without weights; every batch normalisation is folded away.
+
+    `inputs` names each such layer and says where its input is quantised: "own", by a quantizer of its own; "as NAME", by that of
+    another layer that reads the same tensor; "after NAME", by the layer that made it.
+    """
+    for name, norm, relu in conv_groups(model):
+        conv = cast(nn.Conv2d, model.get_submodule(name))
+        if name in inputs:
+            model.set_submodule(name, Int8Conv2d(conv, relu=relu is not None))
+            if relu is not None:
+                model.set_submodule(relu, nn.Identity())
+        elif norm is not None:
+            conv.bias = nn.Parameter(torch.zeros(conv.out_channels, device=conv.weight.device))
+        if norm is not None:
+            model.set_submodule(norm, nn.Identity())
+    for name in inputs:
+        layer = model.get_submodule(name)
+        if isinstance(layer, nn.Linear):
+            model.set_submodule(name, Int8Linear(layer.in_features, layer.out_features))
+    layers = int8_layers(model)
+    for name, source in inputs.items():
+        kind, _, other = source.partition(" ")
+        if kind == "as":
+            layers[name].input = layers[other].input
+        elif kind == "after":
+            layers[name].input = nn.Identity()
+
+
+def conv_groups(model: nn.Module) -> list[tuple[str, str | None, str | None]]:
+    """Every convolution with the batch normalisation and the ReLU right behind it, by name."""
+    found: list[tuple[str, str | None, str | None]] = []
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        parent, _, own = name.rpartition(".")
+        beside = {"conv_1": (None, "relu"), "conv_2": ("bn_2", None), "0": ("1", "2")}.get(own, (None, None))
+        norm, relu = (f"{parent}.{part}" if part is not None else None for part in beside)
+        norm = norm if norm is not None and isinstance(modules.get(norm), nn.BatchNorm2d | nn.Identity) else None
+        relu = relu if relu is not None and isinstance(modules.get(relu), nn.ReLU | nn.Identity) else None
+        found.append((name, norm, relu))
+    return found
