@@ -86,17 +86,20 @@ class _Int8Layer(nn.Module):
         """Let the scale of each output channel be its largest magnitude / 127."""
         self.weight_scale.copy_((self.weight.abs().flatten(1).amax(1) / HIGHEST).clamp(min=1e-8))
 
+    @torch.no_grad()
     def codes(self) -> Tensor:
         """The weight as int8, (out, …)."""
-        scale = self.weight_scale.reshape(-1, *[1] * (self.weight.ndim - 1))
-        return (self.weight.detach() / scale).round().clamp(-HIGHEST, HIGHEST).to(torch.int8)
+        return (self.weight / self._scale()).round().clamp(-HIGHEST, HIGHEST).to(torch.int8)
 
     def rounded(self) -> Tensor:
-        """The weight on its grid, float."""
+        """The weight on its grid, float; its gradient passes to the weight as if nothing had been rounded."""
         if self.training:
             self.scale_weight()
-        zeros = torch.zeros_like(self.weight_scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(self.weight.float(), self.weight_scale, zeros, 0, -HIGHEST, HIGHEST)
+        on_grid = self.codes() * self._scale()
+        return self.weight + (on_grid - self.weight).detach() if self.training else on_grid
+
+    def _scale(self) -> Tensor:
+        return self.weight_scale.reshape(-1, *[1] * (self.weight.ndim - 1))
 
 
 class Int8Linear(_Int8Layer, nn.Linear):
