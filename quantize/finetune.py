@@ -1,6 +1,6 @@
 """Fine-tuning after a model was changed: against the labels of every task, the clean frames, and its teacher's tokens."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -63,10 +63,20 @@ def prepare(recipe: FinetuneRecipe, folder: Path, *, size: int, cache: Path | No
     yield Bench(folder, recipe, accelerator, arrays)
 
 
-def finetune(bench: Bench, student: TaskTok, teacher: TaskTok, *, name: str, scope: Scope = "pipeline") -> Iterator[Progress]:
+def finetune(
+    bench: Bench,
+    student: TaskTok,
+    teacher: TaskTok,
+    *,
+    name: str,
+    scope: Scope = "pipeline",
+    before_step: Callable[[int], None] = lambda _: None,
+    after_step: Callable[[int], None] = lambda _: None,
+) -> Iterator[Progress]:
     """Tune `student` in place; a run that was stopped goes on from `folder/<name>.pt`. Token switches never move.
 
-    `scope` "refiner" leaves every other part as it is. `teacher` gives the tokens to come near to.
+    `scope` "refiner" leaves every other part as it is. `teacher` gives the tokens to come near to. `before_step(i)` and
+    `after_step(i)` are called around step i, for what changes with the steps.
     """
     recipe, accelerator = bench.recipe, bench.accelerator
     student, teacher = student.to(accelerator.device), teacher.to(accelerator.device)
@@ -81,6 +91,7 @@ def finetune(bench: Bench, student: TaskTok, teacher: TaskTok, *, name: str, sco
         task = str(np.random.default_rng([recipe.seed, *name.encode(), i]).choice(tasks, p=share))
         net = student.task_net(task)
         student.train(scope == "pipeline")
+        before_step(i)
         clean, degraded = to_unit(batch["clean"]), to_unit(batch["degraded"])
         with accelerator.autocast():
             with torch.no_grad():
@@ -94,6 +105,7 @@ def finetune(bench: Bench, student: TaskTok, teacher: TaskTok, *, name: str, sco
         groups["front"].update(accelerator)
         if task in groups:
             groups[task].update(accelerator)
+        after_step(i)
         return {key: value.detach() for key, value in losses.items()}
 
     yield from run_stage(
