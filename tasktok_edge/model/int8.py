@@ -17,54 +17,51 @@ RANGE_MOMENTUM = 0.02  # of ranges that follow a training
 
 
 class ActivationQuantizer(nn.Module):
-    """x to (clamp(round(x / scale) + zero_point, -128, 127) - zero_point) * scale; the same scale for the whole tensor.
+    """x to (clamp(round(x / scale) + zero_point, -128, 127) - zero_point) * scale; one range for the whole tensor.
 
     `watching` widens the range to all that passes and leaves the values alone: calibration. `following` lets the range
     follow what passes, as training needs it. Otherwise the range stays.
     """
 
-    scale: Tensor  # () float32
-    zero_point: Tensor  # () int32
-    low: Tensor
-    high: Tensor
+    low: Tensor  # () float32, at most 0: 0 is always exact, ReLU and padding need it
+    high: Tensor  # () float32, at least 0
 
-    def __init__(self) -> None:
+    def __init__(self, low: float | Tensor = 0.0, high: float | Tensor = 0.0) -> None:
         super().__init__()
         self.watching = self.following = False
-        self.register_buffer("scale", torch.tensor(1.0))
-        self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
-        # Of what was seen; 0 is always in, so that it is exact: ReLU and padding need it. Not in any file, so never on "meta".
-        self.register_buffer("low", torch.tensor(0.0, device="cpu"), persistent=False)
-        self.register_buffer("high", torch.tensor(0.0, device="cpu"), persistent=False)
+        self.register_buffer("low", torch.as_tensor(low).clone())
+        self.register_buffer("high", torch.as_tensor(high).clone())
+
+    @property
+    def scale(self) -> Tensor:
+        """The step between two values, () float32."""
+        return ((self.high - self.low) / (HIGHEST - LOWEST)).clamp(min=1e-8)
+
+    @property
+    def zero_point(self) -> Tensor:
+        """The code of 0, () int32."""
+        return (LOWEST - self.low / self.scale).round().clamp(LOWEST, HIGHEST).to(torch.int32)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.watching or (self.following and self.training):
+            self._see(x.detach())
         if self.watching:
-            self._see(torch.minimum(self.low, x.detach().min()), torch.maximum(self.high, x.detach().max()))
             return x
-        if self.following and self.training:
-            low, high = (
-                old + RANGE_MOMENTUM * (new.float().clamp(*bounds) - old)
-                for old, new, bounds in (
-                    (self.low, x.detach().min(), (None, 0.0)),
-                    (self.high, x.detach().max(), (0.0, None)),
-                )
-            )
-            self._see(low, high)
         return torch.fake_quantize_per_tensor_affine(x.float(), self.scale, self.zero_point, LOWEST, HIGHEST)
 
     @torch.no_grad()
-    def _see(self, low: Tensor, high: Tensor) -> None:
-        self.low.copy_(low)
-        self.high.copy_(high)
-        self.scale.copy_(((self.high - self.low) / (HIGHEST - LOWEST)).clamp(min=1e-8))
-        self.zero_point.copy_((LOWEST - self.low / self.scale).round().clamp(LOWEST, HIGHEST))
+    def _see(self, x: Tensor) -> None:
+        low, high = x.min().float().clamp(max=0), x.max().float().clamp(min=0)
+        if self.watching:
+            self.low.copy_(torch.minimum(self.low, low))
+            self.high.copy_(torch.maximum(self.high, high))
+        else:
+            self.low.lerp_(low, RANGE_MOMENTUM)
+            self.high.lerp_(high, RANGE_MOMENTUM)
 
     def scaled(self, gain: float) -> "ActivationQuantizer":
         """The quantizer of gain * x, `gain` above 0."""
-        other = ActivationQuantizer()
-        other.scale.copy_(self.scale * gain)
-        other.zero_point.copy_(self.zero_point)
-        return other.to(self.scale.device)
+        return ActivationQuantizer(self.low * gain, self.high * gain)
 
 
 class _Int8Layer(nn.Module):
