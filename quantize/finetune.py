@@ -90,7 +90,7 @@ def finetune(
     def step(i: int, batch: Batch) -> dict[str, Tensor]:
         task = str(np.random.default_rng([recipe.seed, *name.encode(), i]).choice(tasks, p=share))
         net = student.task_net(task)
-        student.train(scope == "pipeline")
+        student.train(scope == "pipeline").refiner.train()
         before_step(i)
         clean, degraded = to_unit(batch["clean"]), to_unit(batch["degraded"])
         with accelerator.autocast():
