@@ -1,6 +1,6 @@
 """Fine-tuning after a model was changed: against the labels of every task, the clean frames, and its teacher's tokens."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,14 +53,16 @@ class Bench:
     arrays: Mapping[str, NDArray[np.generic]]
 
 
-def prepare(recipe: FinetuneRecipe, folder: Path, *, size: int, cache: Path | None = None, workers: int = 2) -> Iterator[Progress | Bench]:
-    """Seed, and open or build the cache of frames of side `size`; yields progress, and the `Bench` last."""
+def prepare(
+    recipe: FinetuneRecipe, folder: Path, *, size: int, cache: Path | None = None, workers: int = 2
+) -> Generator[Progress, None, Bench]:
+    """Seed, and open or build the cache of frames of side `size`; yields progress and returns the `Bench`."""
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator_for("bf16", "bf16")
     set_seed(recipe.seed)
     spec = CacheSpec("train", recipe.frames, size, recipe.versions)
     arrays = yield from cached(cache or folder / "cache", spec, accelerator, workers=workers)
-    yield Bench(folder, recipe, accelerator, arrays)
+    return Bench(folder, recipe, accelerator, arrays)
 
 
 def finetune(

@@ -1,6 +1,6 @@
 """Slimming: heads, hidden units and channels are cut out, and what is left is a smaller model of the same kind."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tasktok_edge.errors import UsageError
 from tasktok_edge.model.config import PreRestorerConfig, TaskTokConfig, ViTConfig
 from tasktok_edge.model.tasktok import TaskTok
+from tasktok_edge.progress import Doing
 from tasktok_edge.quantize.axes import Axis, axes_of, sizes
 
 Importance = dict[str, Tensor]  # by group, one number a unit
@@ -33,8 +34,8 @@ class Shares:
             raise UsageError(f"a share that stays is above 0 and at most 1, not {', '.join(faults)}")
 
 
-def probe(model: TaskTok, losses: Iterable[Tensor]) -> Importance:
-    """Estimate what removing each unit does to the loss, by one backward pass a loss.
+def probe(model: TaskTok, losses: Iterable[Tensor], *, n: int) -> Generator[Doing, None, Importance]:
+    """Estimate what removing each unit does to the loss, by one backward pass a loss, of which there are `n`.
 
     First-order Taylor: the square of the sum of gradient times weight over what makes the unit (arXiv 1906.10771, eq. 8 in the
     form for groups), averaged over `losses`, which must come from `model`'s own parameters.
@@ -42,8 +43,7 @@ def probe(model: TaskTok, losses: Iterable[Tensor]) -> Importance:
     axes = [a for a in axes_of(model) if a.made]
     parameters = dict(model.named_parameters())
     importance: Importance = {}
-    n = 0
-    for loss in losses:
+    for i, loss in enumerate(losses, 1):
         model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         found: Importance = {}
@@ -56,7 +56,7 @@ def probe(model: TaskTok, losses: Iterable[Tensor]) -> Importance:
             found[axis.group] = found.get(axis.group, torch.zeros_like(units)) + units
         for group, units in found.items():
             importance[group] = importance.get(group, torch.zeros_like(units)) + units.square()
-        n += 1
+        yield Doing("importance of units", i, n)
     model.zero_grad(set_to_none=True)
     return {group: (value / n).cpu() for group, value in importance.items()}
 

@@ -59,7 +59,7 @@ def export(
     chosen = _precision(precision)
     wanted = targets(target)
     need("export", "torch", "safetensors", "pycocotools", "torchmetrics")
-    _hush_converters()
+    hush_converters()
     from tasktok_edge.export.limits import check_fits
     from tasktok_edge.model.checkpoint import load_checkpoint
     from tasktok_edge.model.own_net import use_task_nets
@@ -103,33 +103,6 @@ def export(
     if failed:
         told = "; ".join(f"{d.path} ({d.manifest.parity.reason})" for d in failed)
         raise VerdictError(f"parity failed, kept and marked unverified: {told}")
-
-
-@app.command()
-def quantize(
-    method: Annotated[str, typer.Option(help="distill")],
-    out: Annotated[Path, typer.Option(help="folder of the run and the edge checkpoint in it")],
-    checkpoint: Annotated[str, typer.Option(help="the server checkpoint")] = "scenes-server",
-    preset: Annotated[str, typer.Option(help="the edge model's preset")] = "scenes-edge",
-    recipe: Annotated[str, typer.Option(help="scenes-edge, or tiny to try the machinery")] = "scenes-edge",
-    workers: Annotated[int, typer.Option(help="processes that render frames", min=1)] = 2,
-) -> None:
-    """Server checkpoint in, edge checkpoint out."""
-    if method != "distill":
-        raise unknown_word("method", method, ["distill"])
-    need("train", "torch", "accelerate", "safetensors")
-    from tasktok_edge.model.checkpoint import load_checkpoint, save_checkpoint
-    from tasktok_edge.quantize.distill import Student, distill, distill_recipe
-    from tasktok_edge.show import progress_of
-    from tasktok_edge.validate import check_answers_scenes
-
-    server, plan = load_checkpoint(checkpoint), distill_recipe(recipe)
-    check_answers_scenes(server.model)
-    student = progress_of(errors, distill(server.model, preset, plan, out, workers=workers))
-    assert isinstance(student, Student)
-    facts = {"method": "distill", "server_sha256": server.sha256, "recipe": plan.model_dump()}
-    save_checkpoint(out / "checkpoint", student.model, facts=facts)
-    console.print(f"saved {out / 'checkpoint'}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -195,7 +168,7 @@ def demo(
     """Export the shipped model for every target, run what runs here on held-out degraded frames, show table and picture."""
     chosen = _precision(precision)
     need("export", "torch", "safetensors", "pycocotools", "torchmetrics", "matplotlib")
-    _hush_converters()
+    hush_converters()
     from tasktok_edge.demo import Outcome, run_demo
     from tasktok_edge.show import print_outcome, progress_of
 
@@ -225,7 +198,7 @@ def _precision(word: str) -> Precision:
     return PRECISIONS[word]
 
 
-def _hush_converters() -> None:
+def hush_converters() -> None:
     """Keep the converters' talk about themselves (untested versions, absent optional parts) out of our output."""
     import logging
     import warnings
@@ -256,6 +229,7 @@ def run(arguments: list[str]) -> int:
     """Run a command and give its exit code: 0 done, 2 wrong use, 3 verdict failed, 4, 5, 130."""
     from tasktok_edge.apps.restore import restore_command
     from tasktok_edge.cli_checkpoints import convert_command, inspect_command
+    from tasktok_edge.cli_quantize import quantize_command
     from tasktok_edge.cli_train import greedy_command, train_command
     from tasktok_edge.runtimes.cli import devices_command
 
@@ -264,6 +238,7 @@ def run(arguments: list[str]) -> int:
         "convert": convert_command,
         "train": train_command,
         "greedy": greedy_command,
+        "quantize": quantize_command,
         "devices": devices_command,
         "run": restore_command,
     }

@@ -81,20 +81,20 @@ def judge(
     found = Judgement(tasks, {task: metric_name(teacher.model, task) for task in tasks}, n)
     oracle, original = without_restoration(oracles, teacher.model), Reference(teacher.model)
 
-    answers = yield from _ask("clean frames", oracle, clean, tasks)
+    answers = yield from ask("clean frames", oracle, clean, tasks)
     found.clean = rate("clean", answers, held)
-    answers = yield from _ask("degraded frames", oracle, degraded, tasks)
+    answers = yield from ask("degraded frames", oracle, degraded, tasks)
     found.degraded = rate("degraded", answers, held)
-    wanted = yield from _ask("server model", original.predict, degraded, tasks)
+    wanted = yield from ask("server model", original.predict, degraded, tasks)
     found.server = rate("server", wanted, held)
     if same_as is not None and load_checkpoint(same_as).sha256 != teacher.sha256:
         student = load_checkpoint(same_as).model
-        wanted = yield from _ask(f"{student.config.preset} in PyTorch", Reference(student).predict, degraded, tasks)
+        wanted = yield from ask(f"{student.config.preset} in PyTorch", Reference(student).predict, degraded, tasks)
         found.others[student.config.preset] = rate(student.config.preset, wanted, held)
     for bundle in bundles:
         with load(bundle, device, proof="measured", threads=threads) as session:
             name = session.bundle.manifest.name
-            answers = yield from _ask(f"{name} on {session.device.native}", session.predict, degraded, session.tasks)
+            answers = yield from ask(f"{name} on {session.device.native}", session.predict, degraded, session.tasks)
             found.device[name] = rate(name, answers, held)
             if same_as is not None:
                 found.agreement[name] = agreement(answers, wanted)
@@ -111,9 +111,10 @@ def check_answers_scenes(model: TaskTok) -> None:
         )
 
 
-def _ask(
+def ask(
     what: str, predict: Predict, frames: Sequence[NDArray[np.uint8]], tasks: Sequence[str]
 ) -> Generator[Doing, None, Answers]:
+    """Put every frame to `predict` for every task; returns the answers by task."""
     answers: Answers = {task: [] for task in tasks}
     for i, frame in enumerate(frames, 1):
         for task in tasks:

@@ -1,0 +1,147 @@
+"""`tasktok-edge quantize`: a server checkpoint in, an edge checkpoint out, and what that cost."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast, get_args
+
+import typer
+from rich.console import Console
+
+from tasktok_edge.errors import UsageError, unknown_word
+from tasktok_edge.manifest import Level, Resize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tasktok_edge.model.checkpoint import Checkpoint
+    from tasktok_edge.quantize.finetune import Scope
+    from tasktok_edge.quantize.shrink import Wish
+    from tasktok_edge.quantize.slim import Shares
+
+console = Console(width=None if sys.stdout.isatty() else 150)
+errors = Console(stderr=True)
+MAX_PICTURES = 128
+
+
+def quantize_command(
+    method: Annotated[str, typer.Option(help="distill, slim, prune, levels, ptq, qat, several by commas; or sensitivity")],
+    out: Annotated[Path, typer.Option(help="folder of the run and of the edge checkpoint in it")],
+    checkpoint: Annotated[str, typer.Option(help="the floating-point checkpoint to shrink")] = "scenes-server",
+    teacher: Annotated[str | None, typer.Option(help="whose tokens fine-tuning keeps to; default the checkpoint itself")] = None,
+    scope: Annotated[str, typer.Option(help="pipeline, or refiner: tune and quantize that alone")] = "pipeline",
+    data: Annotated[Path | None, typer.Option(help="folder of pictures to calibrate int8 on; default scenes")] = None,
+    preset: Annotated[str, typer.Option(help="distill: the edge model's preset")] = "scenes-edge",
+    keep: Annotated[
+        list[str] | None, typer.Option(help="slim: share that stays, heads=, hidden=, prerestorer= or task_nets=")
+    ] = None,
+    sparsity: Annotated[float, typer.Option(help="prune: share of the refiner's weights that become zero")] = 0.5,
+    level: Annotated[str, typer.Option(help="levels: exact, context or selected")] = "context",
+    tokens: Annotated[float | None, typer.Option(help="levels: share of tokens that each task replaces; default as trained")] = None,
+    keep_fp: Annotated[
+        list[str] | None, typer.Option("--keep-fp", help="ptq, qat: a layer or module left as it is; worst:N, the N most sensitive")
+    ] = None,
+    max_drop: Annotated[float | None, typer.Option(help="ptq, qat: keep layers until no task loses more points by ptq")] = None,
+    recipe: Annotated[str, typer.Option(help="scenes-edge, or tiny to try the machinery")] = "scenes-edge",
+    steps: Annotated[int | None, typer.Option(help="fine-tuning steps of each method, instead of the recipe's", min=1)] = None,
+    frames: Annotated[int, typer.Option(help="held-out frames of the table", min=2)] = 500,
+    latency: Annotated[bool, typer.Option(help="export both models and time them on every engine here")] = True,
+    cache: Annotated[Path | None, typer.Option(help="folder of training frames to share between runs")] = None,
+    workers: Annotated[int, typer.Option(help="processes that render frames", min=1)] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Server checkpoint in, edge checkpoint out: smaller, faster, and what it cost in accuracy."""
+    from tasktok_edge.cli import hush_converters, need
+
+    need("export", "torch", "accelerate", "safetensors", "nncf")
+    hush_converters()
+    from tasktok_edge.model.checkpoint import load_checkpoint
+    from tasktok_edge.quantize.shrink import RECIPES, Wish, methods_of
+    from tasktok_edge.show import progress_of
+    from tasktok_edge.show_shrunk import print_verdict
+    from tasktok_edge.shrunk import Verdict, shrink_and_weigh
+    from tasktok_edge.validate import check_answers_scenes
+
+    if recipe not in RECIPES:
+        raise unknown_word("recipe", recipe, RECIPES)
+    alone = method == "sensitivity"
+    methods = () if alone else methods_of(method)
+    loaded = load_checkpoint(checkpoint)
+    taught = loaded if teacher is None else load_checkpoint(teacher)
+    if methods != ("ptq",) or latency:
+        check_answers_scenes(loaded.model)  # what tunes and judges are scenes
+    size, resize = loaded.model.config.image_size, loaded.model.config.resize
+    wish = Wish(
+        methods=methods,
+        scope=cast("Scope", _one_of("scope", scope, ("pipeline", "refiner"))),
+        recipe=recipe,
+        steps=steps,
+        preset=preset,
+        shares=_shares(keep or []),
+        sparsity=sparsity,
+        level=cast(Level, _one_of("level", level, get_args(Level))),
+        tokens=tokens,
+        keep_fp=tuple(keep_fp or ()),
+        frames=None if data is None else _pictures(data, size, resize),
+        cache=cache,
+        workers=workers,
+    )
+    if alone:
+        _sensitivity(loaded, wish, out)
+        return
+    if max_drop is not None or any(word.startswith("worst:") for word in wish.keep_fp):
+        wish = _with_kept_layers(loaded, wish, max_drop)
+    found = progress_of(errors, shrink_and_weigh(loaded, taught, wish, out, n=frames, latency=latency))
+    assert isinstance(found, Verdict)
+    if as_json:
+        print(json.dumps({"path": str(out / "checkpoint"), **asdict(found)}))
+    else:
+        print_verdict(console, found)
+        console.print(f"saved {out / 'checkpoint'}", soft_wrap=True, highlight=False)
+
+
+def _one_of(what: str, word: str, known: Sequence[str]) -> str:
+    if word not in known:
+        raise unknown_word(what, word, known)
+    return word
+
+
+def _shares(words: Sequence[str]) -> "Shares":
+    """Read `heads=0.6 hidden=0.5 …`; what is not named is as in the recipe."""
+    from tasktok_edge.quantize.shrink import SHARES
+    from tasktok_edge.quantize.slim import Shares
+
+    known, values = [f.name for f in fields(Shares)], asdict(SHARES)
+    for word in words:
+        name, _, text = word.partition("=")
+        if name not in known:
+            raise unknown_word("kind of unit", name, known)
+        try:
+            values[name] = float(text)
+        except ValueError:
+            raise UsageError(f"--keep {word}: expected a share such as {name}=0.5") from None
+    return Shares(**values)
+
+
+def _pictures(folder: Path, size: int, resize: Resize) -> "Tensor":
+    """Up to 128 pictures of a folder as calibration frames (n, 3, S, S) in [0, 1], spread over all of them."""
+    import cv2
+    import numpy as np
+    import torch
+
+    from tasktok_edge.frames import crop_resize, windows
+
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".webp"))
+    if not paths:
+        raise UsageError(f"no picture (.png, .jpg, .bmp, .webp) below '{folder}': --data wants frames as the camera will give them")
+    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(len(paths), MAX_PICTURES)).astype(int)]
+    squares = []
+    for path in chosen:
+        picture = cv2.imread(str(path))
+        if picture is None:
+            raise UsageError(f"'{path}' is no whole picture: remove it from --data")
+        frame = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        squares.append(crop_resize(frame, windows(*frame.shape[:2])[0], size, resize))
+    return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 255
