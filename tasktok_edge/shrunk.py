@@ -13,7 +13,7 @@ from tasktok_edge.export import TARGETS, Target
 from tasktok_edge.frames import crop_resize, windows
 from tasktok_edge.macs import count
 from tasktok_edge.manifest import Precision
-from tasktok_edge.model.checkpoint import Checkpoint, load_checkpoint, load_oracles, save_checkpoint
+from tasktok_edge.model.checkpoint import SHIPPED, Checkpoint, has_oracles, load_checkpoint, load_oracles, save_checkpoint
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.parity import export_verified
 from tasktok_edge.progress import Doing
@@ -98,7 +98,8 @@ def weigh(
         yield Doing("held-out frames", len(held), n)
     tasks = tuple(first.model.config.tasks)
     clean, degraded = [h.truth.image for h in held], [h.degraded for h in held]
-    oracle = without_restoration(load_oracles(first.path), first.model)
+    judge = first if has_oracles(first.path) else load_checkpoint(SHIPPED[0])
+    oracle = without_restoration(load_oracles(judge.path), judge.model)
     answers = yield from ask("clean frames", oracle, clean, tasks)
     of_clean = rate("clean frames", answers, held)
     answers = yield from ask("degraded frames", oracle, degraded, tasks)

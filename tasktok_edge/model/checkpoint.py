@@ -83,13 +83,16 @@ def read_config(folder: Path) -> TaskTokConfig:
 def load_oracles(name: str | Path | None = None) -> nn.ModuleDict:
     """The task networks as trained on clean frames alone, for the columns `clean` and `degraded`."""
     folder = checkpoint_folder(name)
-    path = folder / _ORACLES
-    if not path.is_file():
-        path = checkpoint_folder(SHIPPED[0]) / _ORACLES  # an edge model is judged by its server's oracles
+    path = (folder if has_oracles(folder) else checkpoint_folder(SHIPPED[0])) / _ORACLES  # an edge model: its server's
     config = read_config(path.parent)
     nets = nn.ModuleDict({task: build_task_net(part, image_size=config.image_size) for task, part in config.tasks.items()})
     _fill(nets, path)
     return nets.eval().requires_grad_(False)
+
+
+def has_oracles(folder: Path) -> bool:
+    """Whether the task networks of clean frames lie beside a model."""
+    return (folder / _ORACLES).is_file()
 
 
 def save_checkpoint(

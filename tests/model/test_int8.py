@@ -1,0 +1,114 @@
+"""Int8 layers: on their grid, bit by bit through a file, with folded batch norms, and as near to the original as 8 bits allow."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tasktok_edge.errors import CheckpointError, UsageError
+from tasktok_edge.model.checkpoint import load_checkpoint, save_checkpoint
+from tasktok_edge.model.int8 import ActivationQuantizer, Int8Linear, int8_layers
+from tasktok_edge.model.tasktok import TaskTok
+from tasktok_edge.quantize.ptq import folded, quantizable, to_int8
+from tests.conftest import build_tiny
+from tests.quantize.test_slim import answers
+
+
+def made(model: TaskTok, **options: object) -> TaskTok:
+    torch.manual_seed(0)
+    return to_int8(model, torch.rand(8, 3, 32, 32), **options)  # type: ignore[arg-type]
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(-10 * torch.log10((a - b).square().mean() / b.abs().max().square()))
+
+
+def test_a_quantizer_rounds_to_256_values_and_keeps_zero() -> None:
+    q = ActivationQuantizer(-1.0, 3.0)
+    x = torch.cat([torch.zeros(1), torch.linspace(-2, 4, 5001)])
+    y = q(x)
+    assert y[0] == 0
+    codes = y / q.scale + q.zero_point
+    torch.testing.assert_close(codes, codes.round(), atol=1e-3, rtol=0)
+    assert len(y.unique()) == 256 and codes.min() == -128 and codes.max() == 127
+    inside = (x > -1) & (x < 3)
+    assert (y - x)[inside].abs().max() <= q.scale / 2 + 1e-6
+
+
+def test_a_range_holds_zero_even_if_no_value_does() -> None:
+    q = ActivationQuantizer()
+    q.watching = True
+    q(torch.tensor([2.0, 5.0]))
+    q.watching = False
+    assert float(q.low) == 0 and float(q.high) == 5
+    assert float(q(torch.tensor(0.0))) == 0
+
+
+def test_gradients_pass_where_values_do() -> None:
+    layer = Int8Linear(4, 3)
+    layer.input, layer.output = ActivationQuantizer(-1, 1), ActivationQuantizer(-50, 50)
+    x = torch.tensor([[0.5, -0.5, 2.0, 0.1]], requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None and x.grad[0, 2] == 0 and x.grad[0, 0] != 0
+    assert layer.weight.grad is not None and (layer.weight.grad[:, 0] != 0).all()
+
+
+def test_folding_is_exact() -> None:
+    model = build_tiny()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    only = quantizable(model)[0]  # one layer in int8, and every batch norm folded
+    other = made(model, keep_fp=[n for n in quantizable(model) if n != only])
+    assert list(other.config.int8) == [only]
+    other.get_submodule(only).output = nn.Identity()
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in other.modules())
+    image = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        x = other.prerestorer(image)
+        for task in model.config.tasks:
+            for a, b in zip(other.task_net(task).features(x), model.task_net(task).features(x), strict=True):
+                torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert "task_nets.cls.backbone.stem.0.0.bias" in folded(model)
+
+
+def test_it_is_near_and_comes_back_bit_by_bit(tmp_path: Path) -> None:
+    model = build_tiny()
+    other = made(model)
+    torch.manual_seed(0)
+    image = torch.rand(8, 3, 32, 32)  # what it was calibrated on
+    for a, b in zip(answers(other, image), answers(model, image), strict=True):
+        assert psnr(a, b) > 25
+    save_checkpoint(tmp_path, other, facts={})
+    again = load_checkpoint(tmp_path)
+    for a, b in zip(answers(again.model, image), answers(other, image), strict=True):
+        assert torch.equal(a, b)
+    codes = [layer.codes() for layer in int8_layers(again.model).values()]
+    assert len(codes) == len(quantizable(model)) and all(int(c.abs().max()) == 127 for c in codes)
+
+
+def test_inputs_are_quantised_once() -> None:
+    sources = made(build_tiny()).config.int8
+    stage = "task_nets.seg.backbone.stages.1"
+    assert sources[f"{stage}.conv_2"] == f"after {stage}.conv_1.0"
+    assert sources[f"{stage}.shortcut.0"] == f"as {stage}.conv_1.0"
+    assert sources["task_nets.seg.pyramid.lateral.0"] == f"as {stage}.conv_1.0"  # what stage 0 gives is read three times
+    assert sources["refiner.transformer.blocks.0.fc"] == "own"
+
+
+def test_a_layer_that_is_not_there_is_named() -> None:
+    with pytest.raises(UsageError, match="no layer is called refiner.conv_inn"):
+        made(build_tiny(), keep_fp=["refiner.conv_inn"])
+
+
+def test_codes_without_scales_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_checkpoint(tmp_path, made(build_tiny()), facts={})
+    state = load_file(tmp_path / "model.safetensors")
+    del state["refiner.conv_in.weight_scale"]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="no 'refiner.conv_in.weight_scale'"):
+        load_checkpoint(tmp_path)

@@ -1,0 +1,119 @@
+"""Slimming: what is cut out equals what is masked, the config tells the widths, and the rest of the house takes the model."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasktok_edge.errors import UsageError
+from tasktok_edge.export.graph import Deployed, model_functions
+from tasktok_edge.macs import count
+from tasktok_edge.model.checkpoint import load_checkpoint, save_checkpoint
+from tasktok_edge.model.config import preset
+from tasktok_edge.model.tasktok import TaskTok
+from tasktok_edge.quantize.axes import axes_of, sizes
+from tasktok_edge.quantize.slim import Importance, Shares, cut, mask, plan, probe
+from tests.conftest import shake
+
+SHARES = Shares(heads=0.75, hidden=0.5, prerestorer=0.5, task_nets=0.5)
+
+
+def wide(seed: int = 0) -> TaskTok:
+    """The tiny model with enough channels to lose some."""
+    torch.manual_seed(seed)
+    config = preset("tiny")
+    tasks = {name: c.model_copy(update={"stem": 16, "widths": (16, 24, 32), "head": 16}) for name, c in config.tasks.items()}
+    pre = config.prerestorer.model_copy(update={"width": 16})
+    model = shake(TaskTok(config.model_copy(update={"tasks": tasks, "prerestorer": pre})))
+    for module in model.modules():  # statistics that do something
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def random_importance(model: TaskTok, seed: int) -> Importance:
+    torch.manual_seed(seed)
+    return {group: torch.rand(n) for group, n in sizes(model, axes_of(model)).items()}
+
+
+def answers(model: TaskTok, image: torch.Tensor) -> list[torch.Tensor]:
+    found = [model.restore(image, task) for task in model.config.tasks]
+    for task in model.config.tasks:
+        answer = model(image, task)
+        found += answer if isinstance(answer, tuple) else [answer]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cut_equals_mask(seed: int) -> None:
+    model = wide(seed)
+    chosen = plan(model, random_importance(model, seed), SHARES)
+    masked, smaller = deepcopy(model), cut(model, chosen)
+    mask(masked, chosen)
+    image = torch.rand(2, 3, 32, 32)
+    for a, b, full in zip(answers(smaller, image), answers(masked, image), answers(model, image), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-5)
+        assert not torch.allclose(a, full, atol=1e-3), "the mask did nothing"
+
+
+def test_every_group_is_read_and_made() -> None:
+    model = wide()
+    axes = axes_of(model)
+    made, read = ({a.group for a in axes if a.made is made} for made in (True, False))
+    assert made == read
+    names = {name for name, p in model.named_parameters() if p.ndim >= 2 and (".fc." in name or "conv" in name)}
+    cut_axes = {a.tensor for a in axes}
+    free = ("patch_embed", "decoder.conv_out", "encoder.conv_out", "refiner.conv")
+    assert {n for n in names if not any(f in n for f in free)} <= cut_axes
+
+
+def test_the_widths_are_in_the_config(tmp_path: Path) -> None:
+    model = wide()
+    smaller = cut(model, plan(model, random_importance(model, 0), SHARES))
+    config = smaller.config
+    # three of four heads stay, one of two runs of 32 hidden units of each block: in all, whichever block has them
+    for vit in (config.tokenizer.encoder, config.tokenizer.decoder, config.refiner):
+        assert sum(h for h, _ in vit.kept) == 3 and sum(m for _, m in vit.kept) == 64
+    assert config.prerestorer.width == 8 and config.tasks["seg"].widths == (8, 16, 16) and config.tasks["seg"].head == 8
+    save_checkpoint(tmp_path, smaller, facts={}, exact=True)
+    image = torch.rand(1, 3, 32, 32)
+    again = load_checkpoint(tmp_path).model
+    for a, b in zip(answers(smaller, image), answers(again, image), strict=True):
+        assert torch.equal(a, b)
+    before, after = (sum(p.exported for p in count(m.config, {})) for m in (model, smaller))
+    assert after < 0.6 * before
+
+
+def test_the_exported_graph_of_a_slim_model_is_the_model() -> None:
+    model = wide()
+    smaller = cut(model, plan(model, random_importance(model, 1), SHARES))
+    frame = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
+    graph = Deployed(smaller, model_functions(smaller.config)).eval()(frame)
+    wanted = smaller.restore(frame.permute(0, 3, 1, 2) / 255, "cls").permute(0, 2, 3, 1)
+    torch.testing.assert_close(graph[0], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_probe_finds_what_matters() -> None:
+    model = wide().requires_grad_(True)
+    with torch.no_grad():  # a unit that nobody reads does nothing
+        model.get_submodule("refiner.transformer.blocks.0.proj").weight[:, 5] = 0
+    image = torch.rand(4, 3, 32, 32)
+    steps = probe(model, (model.restore(image, task).square().mean() for task in ("cls", "seg")), n=2)
+    seen = []
+    try:
+        while True:
+            seen.append(next(steps))
+    except StopIteration as end:
+        importance = end.value
+    assert [s.done for s in seen] == [1, 2]
+    hidden = importance["refiner.transformer.blocks.0/hidden"]
+    assert hidden[5] == 0 and (hidden > 0).sum() > 48
+    assert set(importance) == {g for g in sizes(model, axes_of(model)) if not g.startswith("task_nets")}
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
+def test_shares_out_of_range(share: float) -> None:
+    with pytest.raises(UsageError, match="above 0 and at most 1"):
+        Shares(hidden=share)
