@@ -22,7 +22,8 @@ from tasktok_edge.model.states import assign, fit_faults, value_faults
 from tasktok_edge.model.task_nets import build_task_net
 from tasktok_edge.model.tasktok import TaskTok
 
-SHIPPED = ("scenes-server", "scenes-edge")
+SHIPPED = ("scenes-server", "scenes-edge", "scenes-edge-int8")
+DEFAULT = "scenes-edge"
 _WEIGHTS, _CONFIG, _ORACLES = "model.safetensors", "config.json", "oracles.safetensors"
 
 
@@ -38,7 +39,7 @@ class Checkpoint:
 
 def checkpoint_folder(name: str | Path | None) -> Path:
     """Where a checkpoint lies: a folder, the name of a shipped one, or None for the shipped `scenes-edge`."""
-    text = str(name) if name is not None else SHIPPED[-1]
+    text = str(name) if name is not None else DEFAULT
     if text in SHIPPED:
         return Path(str(files("tasktok_edge") / "assets" / text))
     return Path(text)
