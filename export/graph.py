@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tasktok_edge.export.rewrite import Rewritten, sharing_copy
 from tasktok_edge.model.config import TaskTokConfig
-from tasktok_edge.model.tasktok import StaticSwitch, TaskTok
+from tasktok_edge.model.tasktok import TaskTok
 
 Kind = Literal["restore", "predict"]
 Say = Callable[[str], None]  # what an exporter does just now, for whoever watches
@@ -51,7 +51,7 @@ def output_names(function: Function, kind: str) -> list[str]:
 
 
 class Deployed(nn.Module):
-    """The model at level `exact` for some functions: one pass shares what they have in common.
+    """The model at its level for some functions: one pass shares what they have in common.
 
     Takes `frame` (1, S, S, 3) uint8 RGB, or with `image_input` (1, 3, S, S) float in [0, 1] for formats whose camera input
     does that scaling itself. Gives, in the order of `functions`: restored frames (1, S, S, 3) float, nominal [0, 1];
@@ -70,14 +70,8 @@ class Deployed(nn.Module):
         super().__init__()
         self.functions, self.image_input, self.dtype = list(functions), image_input, dtype
         self.model = Rewritten(model)
-        tokens = model.config.tokenizer.tokens
-        self.size = model.config.image_size
-        self.switches = nn.ModuleDict(
-            {
-                task: StaticSwitch(model.refiner, model.switch.selected(task), tokens=tokens)
-                for task in dict.fromkeys(f.task for f in functions)
-            }
-        )
+        self.size, self.level = model.config.image_size, model.config.level
+        self.switches = nn.ModuleDict({task: model.static_switch(task) for task in dict.fromkeys(f.task for f in functions)})
 
     def only(self, function: Function) -> "Deployed":
         """Give the graph of one function, with the same tensors."""
@@ -89,8 +83,8 @@ class Deployed(nn.Module):
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
         image = frame if self.image_input else frame.permute(0, 3, 1, 2).to(self.dtype) / 255
         z = self.model.encode(image)
-        trunk = self.model.refiner.trunk(z)
-        restored = {task: self.model.decode(switch(z, trunk)) for task, switch in self.switches.items()}
+        shared = self.model.refiner.shared(z, self.level)
+        restored = {task: self.model.decode(switch(z, shared)) for task, switch in self.switches.items()}
         outputs: list[Tensor] = []
         for function in self.functions:
             if function.kind == "restore":

@@ -1,4 +1,4 @@
-"""What can be cut out of a model: every head, hidden unit and channel, and the rows and columns of weights that belong to it."""
+"""What can be cut out of a model: every head, hidden unit and channel, and the rows and columns of weights that are its own."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

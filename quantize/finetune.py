@@ -1,6 +1,6 @@
 """Fine-tuning after a model was changed: against the labels of every task, the clean frames, and its teacher's tokens."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -120,20 +120,33 @@ def finetune(
 def restoration_losses(
     student: TaskTok, task: str, degraded: Tensor, clean: Tensor, z_wanted: Tensor, refined_wanted: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """How far the student's tokens and frame (B, 3, S, S) are from those wanted, and its frame."""
+    """How far the student's tokens and frame (B, 3, S, S) are from those wanted, and its frame.
+
+    Of its refined tokens all are compared at level `exact`; at the others only the task's own are there.
+    """
     z = student.encode(degraded)
-    refined = student.refiner(z)
-    restored = student.decode(student.switch(z, refined, task))
+    if student.config.level == "exact":
+        refined = student.refiner(z)
+        mixed = student.switch(z, refined, task)
+    else:
+        chosen = student.switch.selected(task)
+        mixed = student.replace_selected(z, task)
+        refined, refined_wanted = mixed[:, chosen], refined_wanted[:, chosen]
+    restored = student.decode(mixed)
     tokens = F.l1_loss(z.float(), z_wanted.float()) + F.l1_loss(refined.float(), refined_wanted.float())
     return {"tokens": tokens, "pixels": F.l1_loss(restored.float(), clean)}, restored
 
 
 def _groups(student: TaskTok, recipe: FinetuneRecipe, scope: Scope, share: Mapping[str, float]) -> dict[str, Group]:
     parts = [student.refiner] if scope == "refiner" else [student.prerestorer, student.tokenizer, student.refiner]
-    front = [p.requires_grad_() for part in parts for p in part.parameters()]
+    front = _learning(parts)
     groups = {"front": Group(front, recipe.learning_rate, recipe.steps, recipe.weight_decay, recipe.warm_up)}
     if scope == "pipeline":
         for task, part in share.items():
-            own = [p.requires_grad_() for p in student.task_nets[task].parameters()]
+            own = _learning([student.task_nets[task]])
             groups[task] = Group(own, recipe.task_net_rate, int(recipe.steps * part) + 1, recipe.weight_decay, recipe.warm_up)
     return groups
+
+
+def _learning(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return [p for module in modules for p in module.requires_grad_().parameters()]

@@ -1,6 +1,6 @@
-"""Post-training quantization: a floating-point model to one whose layers compute in int8, ranges taken from calibration frames."""
+"""Post-training quantization: a floating-point model to one of int8 layers, their ranges taken from calibration frames."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,13 @@ from torch import Tensor, nn
 from tasktok_edge.data.cache import degraded_frame
 from tasktok_edge.errors import UsageError
 from tasktok_edge.frames import crop_resize, windows
+from tasktok_edge.manifest import Precision
 from tasktok_edge.model.int8 import ActivationQuantizer, conv_groups, int8_layers
 from tasktok_edge.model.tasktok import TaskTok
 
 CALIBRATION_FRAMES = 128
+LARGE_MODEL = 50_000_000  # parameters from which a frame takes seconds in PyTorch
+LARGE_CALIBRATION_FRAMES = 4
 # Three channels in, three out, at the frame's full size: integers would save nothing and cost the picture 8 bits.
 ALWAYS_FP = ("tokenizer.decoder.conv_out",)
 
@@ -25,9 +28,29 @@ def calibration_frames(model: TaskTok, n: int = CALIBRATION_FRAMES) -> Tensor:
 
 
 def quantizable(model: TaskTok) -> list[str]:
-    """Names of the layers that have an int8 form, in the order of the module."""
+    """Names of the layers that have an int8 form, in the order of the module.
+
+    Task networks from elsewhere (TaskTok's own three, a user's) stay as they are: what is shrunk is the restoration.
+    """
     kinds = (nn.Linear, nn.Conv2d)
-    return [n for n, m in model.named_modules() if type(m) in kinds and n not in ALWAYS_FP]
+    foreign = [f"task_nets.{task}" for task, config in model.config.tasks.items() if config.net != "scenes"]
+    names = [n for n, m in model.named_modules() if type(m) in kinds and n not in ALWAYS_FP]
+    return [n for n in names if not any(_below(n, net) for net in foreign)]
+
+
+def at_precision(model: TaskTok, precision: Precision, say: Callable[[str], None]) -> TaskTok:
+    """The model as an export at `precision` takes it: quantised now, which `say` tells, where int8 is asked for and it is not.
+
+    Raises UsageError for an int8 model that is to be exported as something else.
+    """
+    if model.config.int8 and precision != "int8":
+        raise UsageError(f"this checkpoint computes in int8, not in {precision}: export it with --precision int8")
+    if precision != "int8" or model.config.int8:
+        return model
+    large = sum(p.numel() for p in model.parameters()) > LARGE_MODEL
+    frames = calibration_frames(model, LARGE_CALIBRATION_FRAMES if large else CALIBRATION_FRAMES)
+    say(f"not a quantised checkpoint: post-training quantization on {len(frames)} scenes; `quantize --method qat` tunes it as well")
+    return to_int8(model, frames, batch=1 if large else 16)
 
 
 def to_int8(model: TaskTok, calibration: Tensor, *, keep_fp: Collection[str] = (), batch: int = 16) -> TaskTok:
@@ -53,8 +76,8 @@ def calibrate(model: TaskTok, frames: Tensor, *, batch: int = 16) -> None:
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
     for q in quantizers:
         q.watching = True
-    for part in frames.split(batch):
-        _run(model, part)
+    for start in range(0, len(frames), batch):
+        _run(model, frames[start : start + batch])
     for q in quantizers:
         q.watching = False
 
@@ -80,6 +103,9 @@ def _below(name: str, kept: str) -> bool:
 
 def _with(model: TaskTok, state: dict[str, Tensor], sources: dict[str, str]) -> TaskTok:
     made = TaskTok(model.config.model_copy(update={"int8": sources}))
+    for task, net in model.task_nets.items():
+        if task not in made.task_nets:  # a user's own, which no config builds
+            made.task_nets[task] = net
     made.load_state_dict(made.state_dict() | state)
     for layer in int8_layers(made).values():
         layer.scale_weight()
@@ -110,8 +136,7 @@ def _sources(draft: TaskTok, frame: Tensor) -> dict[str, str]:
 @torch.inference_mode()
 def _run(model: TaskTok, frames: Tensor) -> None:
     z = model.encode(frames)
-    refined = model.refiner(z)
     for task in model.config.tasks:
-        restored = model.decode(model.switch(z, refined, task))
+        restored = model.decode(model.replace_selected(z, task))
         if task in model.task_nets:
             model.task_net(task)(restored)

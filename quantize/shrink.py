@@ -115,25 +115,27 @@ def shrink(model: TaskTok, wish: Wish, folder: Path, *, teacher: TaskTok | None 
         recipe = RECIPES[wish.recipe][method]
         recipe = recipe if wish.steps is None else recipe.model_copy(update={"steps": wish.steps})
         bench = yield from prepare(recipe, folder, size=model.config.image_size, cache=wish.cache, workers=wish.workers)
-        zeros = hold_zeros(model.refiner) if pruned else _nothing
+        if method == "prune":
+            model = deepcopy(model)
+            yield from prune(bench, model, teacher, name=name, sparsity=wish.sparsity)
+            pruned = True
+            yield Step(method, model)
+            continue
+        floating, scope = model, wish.scope
         match method:
             case "slim":
                 model = yield from _slimmed(bench, model, wish, name)
-                yield from finetune(bench, model, teacher, name=name, scope=wish.scope)
-            case "prune":
-                model = deepcopy(model)
-                yield from prune(bench, model, teacher, name=name, sparsity=wish.sparsity)
-                pruned = True
             case "levels":
-                model = with_level(model, wish.level, wish.tokens)
-                yield from finetune(bench, model, teacher, name=name, scope="refiner", after_step=zeros)
+                model, scope = with_level(model, wish.level, wish.tokens), "refiner"
             case "qat":
                 yield Doing("calibration")
-                floating = model
-                model = quantize_after(floating, _calibration(floating, wish), scope=wish.scope, keep_fp=wish.keep_fp)
+                model = quantize_after(model, _calibration(model, wish), scope=scope, keep_fp=wish.keep_fp)
                 yield Step("ptq", deepcopy(model))
-                zeros = hold_zeros(model.refiner) if pruned else _nothing
-                yield from qat(bench, model, floating, name=name, scope=wish.scope, after_step=zeros)
+        zeros = hold_zeros(model.refiner) if pruned else _nothing
+        if method == "qat":
+            yield from qat(bench, model, floating, name=name, scope=scope, after_step=zeros)
+        else:
+            yield from finetune(bench, model, teacher, name=name, scope=scope, after_step=zeros)
         yield Step(method, model)
 
 

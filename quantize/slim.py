@@ -10,7 +10,7 @@ from tasktok_edge.errors import UsageError
 from tasktok_edge.model.config import PreRestorerConfig, TaskTokConfig, ViTConfig
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.progress import Doing
-from tasktok_edge.quantize.axes import Axis, axes_of, sizes
+from tasktok_edge.quantize.axes import axes_of, sizes
 
 Importance = dict[str, Tensor]  # by group, one number a unit
 Plan = dict[str, Tensor]  # by group, the units that stay, rising
@@ -129,7 +129,8 @@ def _config(model: TaskTok, counts: Mapping[str, int]) -> TaskTokConfig:
     def vit(path: str, old: ViTConfig) -> ViTConfig:
         blocks = [f"{path}.transformer.blocks.{i}" for i in range(old.layers)]
         kept = tuple(
-            (counts.get(f"{b}/heads", old.block(i)[0]), counts.get(f"{b}/hidden", old.block(i)[1])) for i, b in enumerate(blocks)
+            (counts.get(f"{b}/heads", old.block(i)[0]), counts.get(f"{b}/hidden", old.block(i)[1]))
+            for i, b in enumerate(blocks)
         )
         return old if kept == tuple(old.block(i) for i in range(old.layers)) else old.model_copy(update={"kept": kept})
 
@@ -155,5 +156,3 @@ def _config(model: TaskTok, counts: Mapping[str, int]) -> TaskTokConfig:
 def weights_left(model: nn.Module, smaller: nn.Module) -> float:
     """Share of the parameters that are left."""
     return sum(p.numel() for p in smaller.parameters()) / sum(p.numel() for p in model.parameters())
-
-

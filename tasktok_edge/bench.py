@@ -1,21 +1,27 @@
 """What it costs: latency side by side, interleaved in one run, so that a noisy machine still gives a ratio."""
 
+import json
 import os
 import platform
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasktok_edge.data.heldout import held_out
+from tasktok_edge.export.graph import Function, model_functions
 from tasktok_edge.frames import crop_resize, windows
 from tasktok_edge.model.checkpoint import load_checkpoint
+from tasktok_edge.model.tasktok import TaskTok
+from tasktok_edge.plain import TOOLS, Export, Plain, plain_export
 from tasktok_edge.progress import Doing
 from tasktok_edge.published import candidates
 from tasktok_edge.reference import Reference
@@ -23,6 +29,18 @@ from tasktok_edge.runtimes import Session, load
 
 WARM_UP = 5
 OVERHEAD_RUNS = 300
+# Before each call where engines have helper threads: ONNX Runtime's spin on after a call, and slow whoever comes next. With
+# both on one core OpenVINO took 19 ms after rests of 0 to 50 ms, 15 ms after one of 100.
+REST_S = 0.1
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of one candidate's times to another's, run by run: the median, and the 10th and 90th percentile."""
+
+    median: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -35,41 +53,61 @@ class Latency:
     ratio: float  # median of (this / first), run by run
     ratio_low: float  # 10th and 90th percentile of the same
     ratio_high: float
+    to_peer: Ratio | None = None  # to the fastest of the peers, by its median
 
 
 def measure(
-    candidates: Mapping[str, Callable[[], object]], *, runs: int, on_round: Callable[[int], None] = lambda _: None
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    runs: int,
+    peers: Sequence[str] = (),
+    rest_s: float = 0.0,
+    on_round: Callable[[int], None] = lambda _: None,
 ) -> list[Latency]:
-    """Measure candidates in turn, A B C A B C …; the first is what the others are compared with."""
+    """Measure candidates in turn, A B C A B C …, with a rest before each.
+
+    The first is what the others are compared with, and where there are `peers`, the fastest of them too.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for done in _rounds(candidates, runs, times):
+    for done in _rounds(candidates, runs, times, rest_s):
         on_round(done)
     first = next(iter(times.values()))
-    return [_latency(name, values, first) for name, values in times.items()]
+    peer = min((times[name] for name in peers), key=statistics.median, default=None)
+    return [_latency(name, values, first, peer) for name, values in times.items()]
 
 
-def _rounds(candidates: Mapping[str, Callable[[], object]], runs: int, times: dict[str, list[float]]) -> Iterator[int]:
+def _rounds(
+    candidates: Mapping[str, Callable[[], object]], runs: int, times: dict[str, list[float]], rest_s: float
+) -> Iterator[int]:
     for run in candidates.values():
         for _ in range(WARM_UP):
             run()
     for done in range(1, runs + 1):
         for name, run in candidates.items():
+            if rest_s:
+                time.sleep(rest_s)
             start = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - start) * 1e3)
         yield done
 
 
-def _latency(name: str, values: list[float], first: list[float]) -> Latency:
-    ratios = sorted(v / f for v, f in zip(values, first, strict=True))
+def _latency(name: str, values: list[float], first: list[float], peer: list[float] | None) -> Latency:
+    ratio = _ratio(values, first)
     return Latency(
         name,
         p50_ms=statistics.median(values),
         p90_ms=_percentile(sorted(values), 0.9),
-        ratio=statistics.median(ratios),
-        ratio_low=_percentile(ratios, 0.1),
-        ratio_high=_percentile(ratios, 0.9),
+        ratio=ratio.median,
+        ratio_low=ratio.low,
+        ratio_high=ratio.high,
+        to_peer=_ratio(values, peer) if peer else None,
     )
+
+
+def _ratio(values: list[float], others: list[float]) -> Ratio:
+    ratios = sorted(v / o for v, o in zip(values, others, strict=True))
+    return Ratio(statistics.median(ratios), _percentile(ratios, 0.1), _percentile(ratios, 0.9))
 
 
 def _percentile(ordered: list[float], share: float) -> float:
@@ -81,58 +119,124 @@ class Overhead:
     """What the shim adds to a call of `restore` for a frame of the function's size."""
 
     bundle: str
+    task: str  # the bundle's first
     engine_us: float  # median of the engine's own call, uint8 batch in, float arrays out
     shim_us: float  # what session.restore takes more, pair by pair: check, batch, finite test, rounding to uint8
 
 
-@dataclass(frozen=True)
+@dataclass
 class Comparison:
-    """Latency by task, the server first; what the shim costs, by bundle."""
+    """Latency by task, the server first; what the shim costs, by bundle. All with one number of threads."""
 
-    latency: dict[str, list[Latency]]
-    overhead: list[Overhead]
+    threads: int
+    latency: dict[str, list[Latency]] = field(default_factory=dict)
+    overhead: list[Overhead] = field(default_factory=list)
+    runs_on: dict[str, str] = field(default_factory=dict)  # candidate -> device, effective precision
+    agreement_db: dict[str, dict[str, float]] = field(default_factory=dict)  # task -> plain export -> to the server, one frame
+    core_share: float | None = None  # of its core's time that one thread got, the worst task; low: others spoiled the figures
 
 
 def compare(
-    bundles: Sequence[Path], *, server: str, device: str = "auto", runs: int, threads: int
-) -> Iterator[Doing | Comparison]:
-    """Measure frame in, answer out of the server model and every bundle; yields what is done, the `Comparison` last."""
+    bundles: Sequence[Path],
+    *,
+    server: str,
+    device: str = "auto",
+    runs: int,
+    threads: Sequence[int],
+    plain: bool = False,
+) -> Iterator[Doing | list[Comparison]]:
+    """Measure frame in, answer out of the server model, with `plain` of its plain exports too, and of every bundle.
+
+    Yields what is done, and last a `Comparison` for each number of threads. Raises VerdictError where a plain export does
+    not answer as the server does.
+    """
+    teacher = Reference(load_checkpoint(server).model)
+    found = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # engines may map their files to the end
+        exports: list[Export] = []  # made once, opened for every number of threads
+        for n in threads:
+            _set_threads(n)
+            sessions = [load(bundle, device, threads=n, proof="measured") for bundle in bundles]
+            functions = [_function(task, teacher.model, sessions) for task in teacher.tasks]
+            if plain and not exports:
+                for function, tool in product(functions, TOOLS):
+                    yield Doing(f"plain export of {function.name}, {tool}")
+                    exports.append(plain_export(tool, teacher.model, function, Path(folder)))
+            found.append((yield from _compared(server, teacher, sessions, exports, functions, runs=runs, threads=n)))
+            for session in sessions:
+                session.close()
+    yield found
+
+
+def _set_threads(n: int) -> None:
     import torch
 
-    torch.set_num_threads(threads)
-    teacher = Reference(load_checkpoint(server).model)
-    sessions = [load(bundle, device, threads=threads, proof="measured") for bundle in bundles]
+    torch.set_num_threads(n)
+
+
+def _function(task: str, model: TaskTok, sessions: Sequence[Session]) -> Function:
+    """What all are asked for: the answer where all give one; a model without task networks restores only."""
+    predict = Function("predict", task)
+    everyone = predict in model_functions(model.config) and all(
+        predict.name in session.functions for session in sessions if task in session.tasks
+    )
+    return predict if everyone else Function("restore", task)
+
+
+def _compared(
+    server: str,
+    teacher: Reference,
+    sessions: Sequence[Session],
+    exports: Sequence[Export],
+    functions: Sequence[Function],
+    *,
+    runs: int,
+    threads: int,
+) -> Generator[Doing, None, Comparison]:
     held = next(held_out(1)).degraded
-    latency: dict[str, list[Latency]] = {}
-    for task in teacher.tasks:
+    found = Comparison(threads)
+    first = f"{server}, PyTorch"
+    found.runs_on[first] = "CPU, fp32"
+    for session in sessions:
+        found.runs_on[session.bundle.manifest.name] = f"{session.device.kind.upper()}, {session.precision}"
+    for function in functions:
+        task = function.task
+        yield Doing(f"latency, {task}, {threads} thread{'s' * (threads > 1)}")
         frame = crop_resize(held, windows(*held.shape[:2])[0], teacher.size)
-        here = [session for session in sessions if task in session.tasks]
-        # The answer where all give one; a model without task networks restores only.
-        answers = task in teacher.model.task_nets and all(f"predict/{task}" in session.functions for session in here)
-        named: list[tuple[str, Reference | Session]] = [(f"{server}, PyTorch", teacher)]
-        named += [(s.bundle.manifest.name, s) for s in here]
+        named: dict[str, Reference | Session] = {first: teacher}
+        for export in exports:
+            if export.function == function:
+                rival = Plain(teacher.model, export, threads=threads)
+                name = f"{server}, plain {rival.tool}, {rival.precision}"
+                named[name], found.runs_on[name] = rival, f"CPU, {rival.precision}"
+                found.agreement_db.setdefault(task, {})[name] = rival.agreement_db(teacher, frame[None])
+        peers = list(found.agreement_db.get(task, ()))
+        named |= {s.bundle.manifest.name: s for s in sessions if task in s.tasks}
         calls: dict[str, Callable[[], object]] = {
-            name: partial(judged.predict if answers else judged.restore, frame, task) for name, judged in named
+            name: partial(judged.predict if function.kind == "predict" else judged.restore, frame, task)
+            for name, judged in named.items()
         }
-        yield Doing(f"latency, {task}")
-        latency[task] = measure(calls, runs=runs)
-    overhead = []
+        wall, cpu = time.perf_counter(), time.process_time()
+        found.latency[task] = measure(calls, runs=runs, peers=peers, rest_s=REST_S if threads > 1 else 0.0)
+        if threads == 1:
+            share = (time.process_time() - cpu) / (time.perf_counter() - wall)
+            found.core_share = min(share, found.core_share or share)
     for session in sessions:
         yield Doing(f"shim, {session.bundle.manifest.name}")
-        overhead.append(_overhead(session, held))
-        session.close()
-    yield Comparison(latency, overhead)
+        found.overhead.append(_overhead(session, held))
+    return found
 
 
-def compare_forms(checkpoint: str, *, runs: int, threads: int) -> Iterator[Doing | Comparison]:
+def compare_forms(checkpoint: str, *, runs: int, threads: Sequence[int]) -> Iterator[Doing | list[Comparison]]:
     """Measure the published forward beside the rewritten graph that is exported, both in PyTorch, for the first task."""
-    import torch
-
-    torch.set_num_threads(threads)
     model = load_checkpoint(checkpoint).model
     task = next(iter(model.config.tasks))
-    yield Doing(f"the forward of {model.config.preset} in two forms, restore/{task}")
-    yield Comparison({task: measure(candidates(model, task), runs=runs)}, [])
+    found = []
+    for n in threads:
+        _set_threads(n)
+        yield Doing(f"the forward of {model.config.preset} in two forms, restore/{task}")
+        found.append(Comparison(n, {task: measure(candidates(model, task), runs=runs, rest_s=REST_S if n > 1 else 0.0)}))
+    yield found
 
 
 def _overhead(session: Session, held: NDArray[np.uint8]) -> Overhead:
@@ -145,23 +249,45 @@ def _overhead(session: Session, held: NDArray[np.uint8]) -> Overhead:
     bare = session.native_call(f"restore/{task}", frame[None])
     engine, whole = measure({"engine": bare, "whole": lambda: session.restore(frame, task)}, runs=OVERHEAD_RUNS)
     engine_us = 1e3 * engine.p50_ms
-    return Overhead(session.bundle.manifest.name, engine_us, engine_us * (whole.ratio - 1))
+    return Overhead(session.bundle.manifest.name, task, engine_us, engine_us * (whole.ratio - 1))
 
 
 def machine(threads: int) -> str:
     """The machine, its cores, the threads each candidate was given, and the versions, in one line."""
-    model = platform.processor() or platform.machine()
+    told = ", ".join(f"{package} {version}" for package, version in _versions().items())
+    return f"{_processor()}, {_cores()}, {threads} thread{'s' * (threads > 1)} each; {told}"
+
+
+def save(found: Sequence[Comparison], file: Path, *, server: str, runs: int) -> None:
+    """Write the figures as JSON, with what they were measured on."""
+    measured_on = {"processor": _processor(), "cores": _cores(), "versions": _versions()}
+    whole = {"server": server, "runs": runs, **measured_on, "tables": [asdict(one) for one in found]}
+    file.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+
+
+def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    versions = []
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> str:
+    cores = os.cpu_count() or 1
+    given = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return f"{cores} cores" if given == cores else f"{given} of {cores} cores"
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
     for package in ("torch", "openvino", "onnxruntime", "executorch"):
         try:
-            versions.append(f"{package} {metadata.version(package)}")
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return f"{model}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)} each; {', '.join(versions)}"
+    return versions
 
 
 if __name__ == "__main__":  # python -m tasktok_edge.bench

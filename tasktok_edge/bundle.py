@@ -42,6 +42,7 @@ from tasktok_edge.manifest import (
     Precision,
     Preprocessing,
     Provenance,
+    Scheme,
     Target,
     TaskSpec,
     TensorSpec,
@@ -214,6 +215,7 @@ def write_manifest(
     functions: Sequence[FunctionSpec],
     parity: Parity,
     provenance: Provenance,
+    quantization: Mapping[str, Scheme],
 ) -> Manifest:
     """Hash every file in `folder` and write its manifest.json."""
     found, faults = _walk(folder)
@@ -222,7 +224,7 @@ def write_manifest(
     files = {f: FileEntry(bytes=(folder / f).stat().st_size, sha256=_sha256(folder / f)) for f in sorted(found - {MANIFEST})}
     manifest = Manifest(
         name=name, target=target, precision=precision, level=level, input=input, tasks=dict(tasks),
-        functions=tuple(functions), parity=parity, provenance=provenance, files=files,
+        functions=tuple(functions), parity=parity, provenance=provenance, quantization=dict(quantization), files=files,
     )  # fmt: skip
     _write(folder, manifest)
     return manifest

@@ -21,11 +21,11 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 console = Console(width=None if sys.stdout.isatty() else 150)
 errors = Console(stderr=True)
 
-PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16"}
+PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8"}
 # typer carries its own click and names only leaves of its errors in public: this is their base.
 CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 CheckpointOption = Annotated[
-    str | None, typer.Option("--checkpoint", help="a folder, or scenes-server / scenes-edge; default scenes-edge")
+    str | None, typer.Option("--checkpoint", help="a folder, or scenes-server / scenes-edge; default scenes-edge, for int8 scenes-edge-int8")
 ]
 
 
@@ -48,7 +48,7 @@ def export(
     task_net: Annotated[
         list[str] | None, typer.Option("--task-net", help="your own network: TASK=FILE.onnx or TASK=package.module:callable")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or fp16")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8")] = "fp32",
     out: Annotated[Path, typer.Option(help="folder that the bundles are written into")] = Path("out"),
     overwrite: Annotated[bool, typer.Option(help="replace a bundle of the same name")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
@@ -61,12 +61,13 @@ def export(
     need("export", "torch", "safetensors", "pycocotools", "torchmetrics")
     hush_converters()
     from tasktok_edge.export.limits import check_fits
-    from tasktok_edge.model.checkpoint import load_checkpoint
+    from tasktok_edge.model.checkpoint import default_for, load_checkpoint
     from tasktok_edge.model.own_net import use_task_nets
     from tasktok_edge.parity import export_verified
+    from tasktok_edge.quantize.ptq import at_precision
     from tasktok_edge.show import export_table, saying
 
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint or default_for(chosen))
     loaded = replace(loaded, model=use_task_nets(loaded.model, task_net or []))
     config = loaded.model.config
     for word in task or ():
@@ -79,6 +80,7 @@ def export(
         raise UsageError(f"{', '.join(existing)} exists: choose another --out, or add --overwrite")
     weights = sum(p.numel() * 4 for p in loaded.model.parameters())
     check_fits(wanted, chosen, weights, out)
+    loaded = replace(loaded, model=at_precision(loaded.model, chosen, lambda told: errors.print(told, soft_wrap=True, highlight=False)))
     done = []
     for name, path in paths.items():
         with saying(errors, name) as say:
@@ -137,29 +139,50 @@ def validate(
 
 @app.command()
 def bench(
-    bundles: Annotated[list[Path] | None, typer.Argument(help="bundles to measure; none: what the exact rewrites save")] = None,
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(help="bundles to measure; none, nor --against: what the exact rewrites save")
+    ] = None,
     server: Annotated[str, typer.Option("--checkpoint", help="the server model, the others' measure")] = "scenes-server",
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
     runs: Annotated[int, typer.Option(help="rounds, each candidate once a round", min=3)] = 100,
-    threads: Annotated[int, typer.Option(help="threads for every engine", min=1)] = 1,
+    threads: Annotated[
+        list[int] | None, typer.Option(help="threads for every engine, default 1; given several times, a table each", min=1)
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="plain: also what ONNX Runtime, OpenVINO and ExecuTorch make of the server by themselves")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="file for the figures, .json; replaced if it is there")] = None,
 ) -> None:
     """Latency of bundles beside the server model in PyTorch, and what the shim costs over its engine; interleaved, one run."""
+    if against not in (None, "plain"):
+        raise unknown_word("peer", against, ["plain"])
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        told = "is a folder" if out.is_dir() else f"cannot be written, there is no folder {out.parent}"
+        raise UsageError(f"--out {out} {told}: name a file in a folder that exists, such as bench.json")
     need("train", "torch", "safetensors")
-    from tasktok_edge.bench import compare, compare_forms
+    if against:
+        need("export", "onnx", "onnxscript", "onnxruntime", "openvino", "executorch")
+        hush_converters()
+    from tasktok_edge.bench import compare, compare_forms, save
     from tasktok_edge.show import latency_table, progress_of
 
-    if bundles:
-        steps = compare(bundles, server=server, device=device, runs=runs, threads=threads)
+    counts = list(dict.fromkeys(threads or [1]))
+    if bundles or against:
+        steps = compare(bundles or [], server=server, device=device, runs=runs, threads=counts, plain=against == "plain")
     else:
-        steps = compare_forms(server, runs=runs, threads=threads)
+        steps = compare_forms(server, runs=runs, threads=counts)
     found = progress_of(errors, steps)
-    console.print(latency_table(found, threads=threads))
+    for one in found:
+        console.print(latency_table(one))
+    if out is not None:
+        save(found, out, server=server, runs=runs)
+        console.print(f"saved {out}", soft_wrap=True, highlight=False)
 
 
 @app.command()
 def demo(
     checkpoint: CheckpointOption = None,
-    precision: Annotated[str, typer.Option(help="fp32 or fp16")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8")] = "fp32",
     out: Annotated[Path, typer.Option(help="folder for bundles and picture")] = Path("out"),
     frames: Annotated[int, typer.Option(help="held-out frames", min=8)] = 500,
     runs: Annotated[int, typer.Option(help="rounds of the latency measurement", min=3)] = 50,

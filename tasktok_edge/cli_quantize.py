@@ -16,9 +16,7 @@ from tasktok_edge.manifest import Level, Resize
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasktok_edge.model.checkpoint import Checkpoint
     from tasktok_edge.quantize.finetune import Scope
-    from tasktok_edge.quantize.shrink import Wish
     from tasktok_edge.quantize.slim import Shares
 
 console = Console(width=None if sys.stdout.isatty() else 150)
@@ -30,7 +28,9 @@ def quantize_command(
     method: Annotated[str, typer.Option(help="distill, slim, prune, levels, ptq, qat, several by commas; or sensitivity")],
     out: Annotated[Path, typer.Option(help="folder of the run and of the edge checkpoint in it")],
     checkpoint: Annotated[str, typer.Option(help="the floating-point checkpoint to shrink")] = "scenes-server",
-    teacher: Annotated[str | None, typer.Option(help="whose tokens fine-tuning keeps to; default the checkpoint itself")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="whose tokens fine-tuning keeps to; default the checkpoint itself")
+    ] = None,
     scope: Annotated[str, typer.Option(help="pipeline, or refiner: tune and quantize that alone")] = "pipeline",
     data: Annotated[Path | None, typer.Option(help="folder of pictures to calibrate int8 on; default scenes")] = None,
     preset: Annotated[str, typer.Option(help="distill: the edge model's preset")] = "scenes-edge",
@@ -39,9 +39,12 @@ def quantize_command(
     ] = None,
     sparsity: Annotated[float, typer.Option(help="prune: share of the refiner's weights that become zero")] = 0.5,
     level: Annotated[str, typer.Option(help="levels: exact, context or selected")] = "context",
-    tokens: Annotated[float | None, typer.Option(help="levels: share of tokens that each task replaces; default as trained")] = None,
+    tokens: Annotated[
+        float | None, typer.Option(help="levels: share of tokens that each task replaces; default as trained")
+    ] = None,
     keep_fp: Annotated[
-        list[str] | None, typer.Option("--keep-fp", help="ptq, qat: a layer or module left as it is; worst:N, the N most sensitive")
+        list[str] | None,
+        typer.Option("--keep-fp", help="ptq, qat: a layer or module left as it is; worst:N, the N most sensitive"),
     ] = None,
     max_drop: Annotated[float | None, typer.Option(help="ptq, qat: keep layers until no task loses more points by ptq")] = None,
     recipe: Annotated[str, typer.Option(help="scenes-edge, or tiny to try the machinery")] = "scenes-edge",
@@ -135,13 +138,13 @@ def _pictures(folder: Path, size: int, resize: Resize) -> "Tensor":
 
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".webp"))
     if not paths:
-        raise UsageError(f"no picture (.png, .jpg, .bmp, .webp) below '{folder}': --data wants frames as the camera will give them")
+        raise UsageError(f"no picture (.png, .jpg, .bmp, .webp) below '{folder}': --data wants frames as a camera gives them")
     chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(len(paths), MAX_PICTURES)).astype(int)]
     squares = []
     for path in chosen:
         picture = cv2.imread(str(path))
         if picture is None:
             raise UsageError(f"'{path}' is no whole picture: remove it from --data")
-        frame = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        frame = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB).astype(np.uint8)
         squares.append(crop_resize(frame, windows(*frame.shape[:2])[0], size, resize))
     return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 255

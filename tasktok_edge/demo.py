@@ -11,7 +11,7 @@ from tasktok_edge.data.heldout import HeldOut, held_out
 from tasktok_edge.export import TARGETS
 from tasktok_edge.frames import crop_resize, windows
 from tasktok_edge.manifest import Precision
-from tasktok_edge.model.checkpoint import Checkpoint, load_checkpoint
+from tasktok_edge.model.checkpoint import Checkpoint, default_for, load_checkpoint
 from tasktok_edge.parity import Exported, export_verified
 from tasktok_edge.picture import before_after
 from tasktok_edge.progress import Doing
@@ -39,7 +39,8 @@ def run_demo(
 ) -> Iterator[Doing | Outcome]:
     """Do it all under `out`; yields what is being done, and the `Outcome` last."""
     torch.set_num_threads(threads)
-    model = load_checkpoint(checkpoint)
+    name = checkpoint or default_for(precision)
+    model = load_checkpoint(name)
     check_answers_scenes(model.model)
     config = model.model.config
     tasks = tuple(config.tasks)
@@ -50,7 +51,7 @@ def run_demo(
         exported.append(export_verified(model, target, path, tasks=tasks, precision=precision, overwrite=True))
     here = [e.path for e in exported if e.manifest.parity.status != "not_run"]
     judgement: Judgement | None = None
-    for step in judge(here, server=SERVER, n=n, threads=threads, same_as=checkpoint or config.preset):
+    for step in judge(here, server=SERVER, n=n, threads=threads, same_as=name):
         if isinstance(step, Judgement):
             judgement = step
         else:

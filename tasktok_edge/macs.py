@@ -28,11 +28,12 @@ class PartCost:
 def count(config: TaskTokConfig, selected: Mapping[str, Sequence[int]]) -> list[PartCost]:
     """Cost of pre-restorer, encoder, refiner and decoder, in the order of the data, then of each task network.
 
-    `selected` gives the tokens of each task; the refiner's exported cost is the mean over tasks.
+    `selected` gives the tokens of each task; the refiner's exported cost, at the config's level, is the mean over
+    tasks, each computed on its own.
     """
     # A network of the user's own is known by its tensors alone, which are not here.
     tasks = {task: c.model_copy(update={"net": "none"}) if c.net == "own" else c for task, c in config.tasks.items()}
-    config = config.model_copy(update={"tasks": tasks})
+    config = config.model_copy(update={"tasks": tasks, "int8": {}})  # rounding is no multiply-add
     tokenizer, size = config.tokenizer, config.image_size
     with torch.device("meta"):
         model = TaskTok(config).to("meta").eval()
@@ -40,13 +41,14 @@ def count(config: TaskTokConfig, selected: Mapping[str, Sequence[int]]) -> list[
         frame = torch.zeros(1, 3, size, size)
         image = torch.zeros(1, 3, tokenizer.image_size, tokenizer.image_size)
         z = torch.zeros(1, tokenizer.tokens, tokenizer.channels)
-        switches = [StaticSwitch(model.refiner, rows, tokens=tokenizer.tokens).to("meta") for rows in selected.values()]
+        n, level = tokenizer.tokens, config.level
+        switches = [StaticSwitch(model.refiner, rows, tokens=n, level=level).to("meta") for rows in selected.values()]
         published = Published(model)
         encoder, decoder = model.tokenizer.encoder, model.tokenizer.decoder
 
         def refined() -> None:
             for switch in switches:
-                switch(z, model.refiner.trunk(z))
+                switch(z, model.refiner.shared(z, level))
 
         costs = [
             PartCost(

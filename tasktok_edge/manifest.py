@@ -19,6 +19,8 @@ Target = Literal["executorch", "coreml", "openvino", "onnx"]
 Precision = Literal["fp32", "fp16", "int8"]
 Level = Literal["exact", "context", "selected"]
 Kind = Literal["restore", "predict"]
+# int8 weights, a scale for each output channel; w8a8: activations in int8 as well, a static scale for each tensor.
+Scheme = Literal["w8a8", "w8"]
 Resize = Literal["area", "bicubic"]  # frames.py says what each does
 Framing = Literal["windows", "pad"]
 Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
@@ -122,6 +124,7 @@ class Manifest(_Part):
     functions: tuple[FunctionSpec, ...] = Field(min_length=1)
     parity: Parity
     provenance: Provenance
+    quantization: dict[str, Scheme] = Field(default_factory=dict)  # layers that compute in int8; the others do not
     files: dict[str, FileEntry]
 
     @property

@@ -15,15 +15,16 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
-from tasktok_edge.bench import Comparison, machine
+from tasktok_edge.bench import Comparison, Ratio, machine
 from tasktok_edge.demo import Outcome
 from tasktok_edge.manifest import Parity
 from tasktok_edge.parity import MIN_AGREEMENT, Exported
 from tasktok_edge.validate import Judgement, Scores, won_back
 
 LOG_EVERY_S = 20
+QUIET_SHARE = 0.9  # of a core: with less, a latency is how the system shares out time
 
 
 def progress_of(console: Console, steps: Iterator[Any]) -> Any:
@@ -162,19 +163,31 @@ def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[s
     return failed
 
 
-def latency_table(found: Comparison, *, threads: int) -> Table:
-    """Medians and ratios by candidate and task, and the shim's share."""
-    table = Table("candidate", *(f"{task} p50 / p90 ms" for task in found.latency), "times the first", "shim")
-    table.caption = f"frame in, answer (or restored frame) out; interleaved; {machine(threads)}"
-    shim = {o.bundle: f"+{o.shim_us:.0f} µs on {o.engine_us:.0f} µs" for o in found.overhead}
-    rows = {latency.name: list[str]() for figures in found.latency.values() for latency in figures}
-    ratios = {name: list[str]() for name in rows}
-    for figures in found.latency.values():
-        for latency in figures:
-            rows[latency.name].append(f"{latency.p50_ms:.2f} / {latency.p90_ms:.2f}")
-            ratios[latency.name].append(f"{latency.ratio:.2f} ({latency.ratio_low:.2f} to {latency.ratio_high:.2f})")
-    for name, cells in rows.items():
-        table.add_row(name, *cells, "\n".join(ratios[name]), shim.get(name, "-"))
+def latency_table(found: Comparison) -> Table:
+    """Medians and ratios by task and candidate, what each ran on, and the shim's share where it was measured."""
+    peers = bool(found.agreement_db)
+    beside = ["x the first", *(["x the best plain"] if peers else [])]
+    table = Table(*(Column(name, no_wrap=True) for name in ("task", "candidate", "on", "p50 / p90 ms", *beside, "shim")))
+    table.columns[1].no_wrap, table.columns[1].overflow = False, "fold"  # a checkpoint's path may be long
+    table.caption = f"frame in, answer (or restored frame) out; interleaved; {machine(found.threads)}"
+    if peers:
+        kept = [db for by_name in found.agreement_db.values() for db in by_name.values()]
+        table.caption += f"\nplain exports answer a held-out frame as the first does, to {min(kept):.0f} dB or better"
+    if found.core_share is not None and found.core_share < QUIET_SHARE:
+        table.caption += f"\nno fair figures: other programs left these calls {found.core_share:.0%} of a core; run it alone"
+    shim = {(o.task, o.bundle): f"+{o.shim_us:.0f} on {o.engine_us:.0f} µs" for o in found.overhead}
+    for task, figures in found.latency.items():
+        table.add_section()
+        for one in figures:
+            ratios = [Ratio(one.ratio, one.ratio_low, one.ratio_high), *([one.to_peer] if one.to_peer else [])]
+            table.add_row(
+                task,
+                one.name,
+                found.runs_on.get(one.name, "-"),
+                f"{one.p50_ms:.2f} / {one.p90_ms:.2f}",
+                *(f"{r.median:.2f} ({r.low:.2f} to {r.high:.2f})" for r in ratios),
+                shim.get((task, one.name), "-"),
+            )
     return table
 
 

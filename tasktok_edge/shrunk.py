@@ -1,4 +1,4 @@
-"""What shrinking cost and gave: accuracy on held-out frames, size, multiply-adds, and latency on every engine of this machine."""
+"""What shrinking cost and gave: accuracy on held-out frames, size, multiply-adds, latency on every engine of this machine."""
 
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
@@ -64,7 +64,7 @@ class Verdict:
 def shrink_and_weigh(
     first: Checkpoint, teacher: Checkpoint, wish: Wish, folder: Path, *, n: int, latency: bool
 ) -> Iterator[Progress | Doing | Verdict]:
-    """Shrink a checkpoint, keep what each method gave (`folder/after-<method>`, the last `folder/checkpoint`), judge all of it."""
+    """Shrink, keep what each method gave (`folder/after-<method>`, the last one `folder/checkpoint`), judge all of it."""
     made: dict[str, TaskTok] = {}
     for step in shrink(first.model, wish, folder, teacher=teacher.model):
         if isinstance(step, Step):

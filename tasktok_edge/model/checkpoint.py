@@ -24,6 +24,7 @@ from tasktok_edge.model.tasktok import TaskTok
 
 SHIPPED = ("scenes-server", "scenes-edge", "scenes-edge-int8")
 DEFAULT = "scenes-edge"
+DEFAULT_INT8 = "scenes-edge-int8"
 _WEIGHTS, _CONFIG, _ORACLES = "model.safetensors", "config.json", "oracles.safetensors"
 
 
@@ -43,6 +44,11 @@ def checkpoint_folder(name: str | Path | None) -> Path:
     if text in SHIPPED:
         return Path(str(files("tasktok_edge") / "assets" / text))
     return Path(text)
+
+
+def default_for(precision: str) -> str:
+    """The shipped edge model that an export at `precision` is made of."""
+    return DEFAULT_INT8 if precision == "int8" else DEFAULT
 
 
 def load_checkpoint(name: str | Path | None = None, *, pick: str | None = None) -> Checkpoint:

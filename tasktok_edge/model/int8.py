@@ -20,7 +20,7 @@ class ActivationQuantizer(nn.Module):
     """x to (clamp(round(x / scale) + zero_point, -128, 127) - zero_point) * scale; one range for the whole tensor.
 
     `watching` widens the range to all that passes and leaves the values alone: calibration. `following` lets the range
-    follow what passes, as training needs it. Otherwise the range stays.
+    follow what passes, as training needs it. Otherwise the range stays. `bypassed` lets values pass as they are.
     """
 
     low: Tensor  # () float32, at most 0: 0 is always exact, ReLU and padding need it
@@ -28,7 +28,7 @@ class ActivationQuantizer(nn.Module):
 
     def __init__(self, low: float | Tensor = 0.0, high: float | Tensor = 0.0) -> None:
         super().__init__()
-        self.watching = self.following = False
+        self.watching = self.following = self.bypassed = False
         self.register_buffer("low", torch.as_tensor(low).clone())
         self.register_buffer("high", torch.as_tensor(high).clone())
 
@@ -45,7 +45,7 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.watching or (self.following and self.training):
             self._see(x.detach())
-        if self.watching:
+        if self.watching or self.bypassed:
             return x
         return torch.fake_quantize_per_tensor_affine(x.float(), self.scale, self.zero_point, LOWEST, HIGHEST)
 
@@ -64,24 +64,47 @@ class ActivationQuantizer(nn.Module):
         return ActivationQuantizer(self.low * gain, self.high * gain)
 
 
+class Quantised(nn.Identity):
+    """In the place of a quantizer where the layer that made the tensor has quantised it: `by` is that layer's `output`."""
+
+    def __init__(self, by: ActivationQuantizer) -> None:
+        super().__init__()
+        self._by = [by]  # in a list it is no part of this module: its range is kept once
+
+    @property
+    def by(self) -> ActivationQuantizer:
+        return self._by[0]
+
+    @property
+    def scale(self) -> Tensor:
+        return self.by.scale
+
+
 class _Int8Layer(nn.Module):
-    """What both kinds of layer share: `weight` (out, …) with `weight_scale` (out,), quantizers before and behind.
+    """What both kinds of layer share: `weight` (out, …) with `weight_scale` (out,), quantizers before and behind."""
 
-    `input` is an `Identity` where the tensor was quantised already by the layer that made it.
-    """
-
-    weight: nn.Parameter
+    weight: Tensor
+    bias: Tensor
     weight_scale: Tensor
+    bypassed = False
 
     def _add_quantizers(self) -> None:
-        self.input: nn.Module = ActivationQuantizer()
+        self.input: ActivationQuantizer | Quantised = ActivationQuantizer()
         self.output = ActivationQuantizer()
         self.register_buffer("weight_scale", torch.ones(len(self.weight)))
+
+    def bypass(self, bypassed: bool) -> None:
+        """Compute in floating point from now on, or in int8 again; a layer whose `input` is another's moves that one too."""
+        self.bypassed = self.output.bypassed = bypassed
+        if isinstance(self.input, ActivationQuantizer):
+            self.input.bypassed = bypassed
 
     @torch.no_grad()
     def scale_weight(self) -> None:
         """Let the scale of each output channel be its largest magnitude / 127."""
-        self.weight_scale.copy_((self.weight.abs().flatten(1).amax(1) / HIGHEST).clamp(min=1e-8))
+        scale = self.weight.abs().flatten(1).amax(1) / HIGHEST
+        # A channel that is all but dead would count its bias in steps so small that 32 bits do not hold them.
+        self.weight_scale.copy_(scale.clamp(min=max(float(scale.max()) / 4096, 1e-8)))
 
     @torch.no_grad()
     def codes(self) -> Tensor:
@@ -90,10 +113,20 @@ class _Int8Layer(nn.Module):
 
     def rounded(self) -> Tensor:
         """The weight on its grid, float; its gradient passes to the weight as if nothing had been rounded."""
+        if self.bypassed:
+            return self.weight
         if self.training:
             self.scale_weight()
         on_grid = self.codes() * self._scale()
         return self.weight + (on_grid - self.weight).detach() if self.training else on_grid
+
+    def rounded_bias(self) -> Tensor:
+        """The bias (out,) as engines add it to their sums of products of integers: on the grid of those sums."""
+        if self.bypassed:
+            return self.bias
+        step = self.input.scale * self.weight_scale
+        on_grid = (self.bias / step).round() * step
+        return self.bias + (on_grid - self.bias).detach() if self.training else on_grid
 
     def _scale(self) -> Tensor:
         return self.weight_scale.reshape(-1, *[1] * (self.weight.ndim - 1))
@@ -111,7 +144,7 @@ class Int8Linear(_Int8Layer, nn.Linear):
 
     def rows(self, x: Tensor, rows: slice) -> Tensor:
         """The outputs `rows` alone."""
-        return cast(Tensor, self.output(F.linear(self.input(x), self.rounded()[rows], self.bias[rows])))
+        return cast(Tensor, self.output(F.linear(self.input(x), self.rounded()[rows], self.rounded_bias()[rows])))
 
 
 class Int8Conv2d(_Int8Layer, nn.Conv2d):
@@ -124,7 +157,7 @@ class Int8Conv2d(_Int8Layer, nn.Conv2d):
         self._add_quantizers()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.conv2d(self.input(x), self.rounded(), self.bias, self.stride, self.padding)
+        y = F.conv2d(self.input(x), self.rounded(), self.rounded_bias(), self.stride, self.padding)
         return cast(Tensor, self.output(F.relu(y) if self.relu else y))
 
 
@@ -139,8 +172,8 @@ def int8_layers(model: nn.Module) -> dict[str, Int8Layer]:
 def build_int8(model: nn.Module, inputs: Mapping[str, str]) -> None:
     """Replace layers of `model` by their int8 form, in place and without weights; every batch normalisation is folded away.
 
-    `inputs` names each such layer and says where its input is quantised: "own", by a quantizer of its own; "as NAME", by that of
-    another layer that reads the same tensor; "after NAME", by the layer that made it.
+    `inputs` names each such layer and says where its input is quantised: "own", by a quantizer of its own; "as NAME", by that
+    of another layer that reads the same tensor; "after NAME", by the layer that made it.
     """
     for name, norm, relu in conv_groups(model):
         conv = cast(nn.Conv2d, model.get_submodule(name))
@@ -162,7 +195,7 @@ def build_int8(model: nn.Module, inputs: Mapping[str, str]) -> None:
         if kind == "as":
             layers[name].input = layers[other].input
         elif kind == "after":
-            layers[name].input = nn.Identity()
+            layers[name].input = Quantised(layers[other].output)
 
 
 def conv_groups(model: nn.Module) -> list[tuple[str, str | None, str | None]]:

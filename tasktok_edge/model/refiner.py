@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tasktok_edge.model.config import ViTConfig
+from tasktok_edge.model.config import Level, ViTConfig
 from tasktok_edge.model.vit import Transformer, init_weights, token_embedding
 
 
@@ -27,14 +27,42 @@ class Refiner(nn.Module):
         """Refine all tokens, or give only the refined `rows` (B, len(rows), C): level `exact`, the same numbers."""
         return self.finish(z, self.trunk(z), rows)
 
+    def embed(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
+        """What the first block is given, (B, N, D), or its `rows` alone."""
+        position: Tensor = self.latent_positional_embedding
+        if rows is not None:
+            z, position = z.index_select(1, rows), position.index_select(0, rows)
+        return self.ln_pre(self.conv_in(z) + position)
+
     def trunk(self, z: Tensor) -> Tensor:
-        """Everything before the last block, (B, N, D): shared by all tasks."""
-        return self.transformer.trunk(self.ln_pre(self.conv_in(z) + self.latent_positional_embedding))
+        """Everything before the last block, (B, N, D)."""
+        return self.transformer.trunk(self.embed(z))
 
     def finish(self, z: Tensor, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """The last block on the trunk's output x, and the sum with z."""
-        residual = self.conv_out(self.ln_post(self.transformer.finish(x, rows)))
-        return (z if rows is None else z.index_select(1, rows)) + residual
+        return (z if rows is None else z.index_select(1, rows)) + self.residual(self.transformer.finish(x, rows))
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Rows (B, M, D) of the last block to what is added to the tokens, (B, M, C)."""
+        return self.conv_out(self.ln_post(x))
+
+    def shared(self, z: Tensor, level: Level) -> Tensor:
+        """What is computed but once, whatever tokens are chosen by how many tasks: (B, N, D), or z itself."""
+        return self.trunk(z) if level == "exact" else self.embed(z) if level == "context" else z
+
+    def refine(self, z: Tensor, shared: Tensor, rows: Tensor, others: Tensor, level: Level) -> Tensor:
+        """The refined `rows` of z, (B, len(rows), C); `others` are the rows left, `shared` what `self.shared` gave.
+
+        Level `context`: the others are keys and values as they were embedded, in every block. `selected`: they are not seen.
+        """
+        if level == "exact":
+            return self.finish(z, shared, rows)
+        x = self.embed(z, rows) if level == "selected" else shared.index_select(1, rows)
+        if level == "context" and others.shape[0]:
+            x = self.transformer.beside(x, shared.index_select(1, others))
+        else:
+            x = self.transformer(x)
+        return z.index_select(1, rows) + self.residual(x)
 
 
 class TokenSwitch(nn.Module):

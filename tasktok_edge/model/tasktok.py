@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasktok_edge.errors import UsageError, unknown_word
-from tasktok_edge.model.config import TaskTokConfig
+from tasktok_edge.model.config import Level, TaskTokConfig
 from tasktok_edge.model.int8 import build_int8
 from tasktok_edge.model.prerestorer import build_prerestorer
 from tasktok_edge.model.refiner import Refiner, TokenSwitch
@@ -69,8 +69,19 @@ class TaskTok(nn.Module):
         return _resized(self.tokenizer.decoder(tokens), self.config.image_size)
 
     def replace_selected(self, z: Tensor, task: str) -> Tensor:
-        """Refine every token of z (B, N, C), keep the refined ones where this task's switch is on: the full model."""
-        return self.switch(z, self.refiner(z), task)
+        """Put refined tokens in the place of those of z (B, N, C) for which this task's switch is on.
+
+        At level `exact` every token is refined and the switch has a gradient: the full model. At the others its choice stands.
+        """
+        if self.config.level == "exact":
+            return self.switch(z, self.refiner(z), task)
+        switch = self.static_switch(task).to(z.device)
+        return switch(z, self.refiner.shared(z, self.config.level))
+
+    def static_switch(self, task: str) -> "StaticSwitch":
+        """This task's choice of tokens as it is now, with the refiner: what is exported."""
+        chosen, tokens = self.switch.selected(task), self.config.tokenizer.tokens
+        return StaticSwitch(self.refiner, chosen, tokens=tokens, level=self.config.level)
 
     def restore(self, image: Tensor, task: str) -> Tensor:
         """Degraded image to the image that this task wants to see."""
@@ -83,19 +94,19 @@ class TaskTok(nn.Module):
 
 
 class StaticSwitch(nn.Module):
-    """Level `exact`: tokens to tokens with this task's choice baked in as constant indices.
+    """Tokens to tokens with a task's choice baked in as constant indices; every unselected token passes by.
 
-    The refiner's last layer computes the selected rows alone; every unselected token passes by. The same function as
-    `TaskTok.replace_selected`, by another order of the same sums.
+    At level `exact` the refiner's last layer computes the selected rows alone: the same function as the full model, by another
+    order of the same sums. At the other levels no layer computes more.
     """
 
     selected: Tensor
     kept: Tensor
     order: Tensor
 
-    def __init__(self, refiner: Refiner, selected: Sequence[int], *, tokens: int) -> None:
+    def __init__(self, refiner: Refiner, selected: Sequence[int], *, tokens: int, level: Level = "exact") -> None:
         super().__init__()
-        self.refiner = refiner
+        self.refiner, self.level = refiner, level
         kept = [i for i in range(tokens) if i not in set(selected)]
         position = {row: i for i, row in enumerate([*kept, *selected])}
         self.register_buffer("selected", torch.tensor(list(selected), dtype=torch.int64), persistent=False)
@@ -103,11 +114,11 @@ class StaticSwitch(nn.Module):
         # Where each token stands in [kept, selected]: a gather by constants, as every converter takes it.
         self.register_buffer("order", torch.tensor([position[i] for i in range(tokens)]), persistent=False)
 
-    def forward(self, z: Tensor, trunk: Tensor) -> Tensor:
-        """z (B, N, C) and the refiner's trunk of it (B, N, D) to the mixed tokens (B, N, C)."""
+    def forward(self, z: Tensor, shared: Tensor) -> Tensor:
+        """z (B, N, C) and what the refiner computes for all tasks, `Refiner.shared`, to the mixed tokens (B, N, C)."""
         if self.selected.shape[0] == 0:
             return z
-        refined = self.refiner.finish(z, trunk, self.selected)
+        refined = self.refiner.refine(z, shared, self.selected, self.kept, self.level)
         if self.kept.shape[0] == 0:
             return refined
         return torch.cat([z.index_select(1, self.kept), refined], 1).index_select(1, self.order)

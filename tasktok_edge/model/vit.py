@@ -1,6 +1,7 @@
 """Pre-norm transformer blocks, written so that every converter takes them: static shapes, slices, F.linear."""
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,11 @@ def take(x: Tensor, rows: Rows) -> Tensor:
     return x[:, rows] if isinstance(rows, slice) else x.index_select(1, rows)
 
 
-def linear_rows(layer: nn.Linear, x: Tensor, rows: slice) -> Tensor:
+def linear_rows(layer: nn.Module, x: Tensor, rows: slice) -> Tensor:
     """The outputs `rows` of a linear alone."""
-    if isinstance(layer, Int8Linear):
-        return layer.rows(x, rows)
-    return F.linear(x, layer.weight[rows], layer.bias[rows])
+    if isinstance(layer, nn.Linear) and not isinstance(layer, Int8Linear):
+        return F.linear(x, layer.weight[rows], layer.bias[rows])
+    return cast(Int8Linear, layer).rows(x, rows)  # or what an exporter made of one
 
 
 class Attention(nn.Module):
@@ -93,6 +94,13 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
         """x (B, N, D) to (B, N or M, D); the rows asked for are the same numbers."""
         return self.finish(self.trunk(x), rows)
+
+    def beside(self, x: Tensor, context: Tensor) -> Tensor:
+        """Rows x (B, M, D) to (B, M, D), in every block with the rows `context` (B, K, D) as further keys and values."""
+        rows = slice(0, x.shape[1])
+        for block in self.blocks:
+            x = block(torch.cat([x, context], 1), rows)
+        return x
 
     def trunk(self, x: Tensor) -> Tensor:
         """All blocks but the last, (B, N, D): the same for every choice of rows."""
