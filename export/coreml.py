@@ -12,6 +12,7 @@ import torch
 
 from tasktok_edge.errors import VerdictError
 from tasktok_edge.export.graph import Deployed, Function, Say, output_names
+from tasktok_edge.export.int8 import in_codes
 from tasktok_edge.model.tasktok import TaskTok
 
 FILE = "model.mlpackage"
@@ -19,12 +20,16 @@ TARGET = ct.target.iOS18  # several functions in one package need it
 
 
 def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str, say: Say) -> None:
-    """Convert every function and join them in `model.mlpackage`."""
+    """Convert every function and join them in `model.mlpackage`.
+
+    `int8` has weights and activations of int8 layers as codes, with operators of iOS 17 and 18, and fp16 between the layers.
+    """
     size = model.config.image_size
     image = torch.zeros(1, 3, size, size)
-    compute = ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32
+    compute = ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16
     joined = ct.utils.MultiFunctionDescriptor()
     whole = Deployed(model, functions, image_input=True).eval()
+    whole = in_codes(whole, "int8") if precision == "int8" else whole
     with tempfile.TemporaryDirectory(dir=folder) as scratch:  # beside the result: /tmp may be small, or memory
         for i, function in enumerate(functions, 1):
             say(f"converting {function.name}, {i} of {len(functions)}")

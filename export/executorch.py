@@ -7,10 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.exir import to_edge_transform_and_lower
+from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
 from torch import Tensor, nn
 
 from tasktok_edge.export.graph import Deployed, Function, Say
+from tasktok_edge.export.int8 import in_codes
 from tasktok_edge.export.rewrite import FoldedBlock, sharing_copy, split_linear
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.model.vit import Attention, Rows, take
@@ -82,21 +83,28 @@ def delegated(module: Deployed) -> Deployed:
 
 def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str, say: Say) -> None:
     """Lower every function and write `model.pte`; `fp16` computes in fp16, as XNNPACK's kernels do on phones."""
+    edge = lower(model, functions, precision=precision, say=say)
+    with (folder / FILE).open("wb") as stream:
+        edge.to_executorch().write_to_file(stream)
+
+
+def lower(model: TaskTok, functions: Sequence[Function], *, precision: str, say: Say) -> EdgeProgramManager:
+    """Give every function with what XNNPACK takes of it in delegates."""
     size = model.config.image_size
     frame = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    whole = sharing_copy(delegated(Deployed(model, functions, dtype=dtype).eval()), dtype)
+    whole = delegated(Deployed(model, functions, dtype=dtype).eval())
+    whole = in_codes(whole, "int8") if precision == "int8" else sharing_copy(whole, dtype)
     programs = {}
     for i, function in enumerate(functions, 1):
         say(f"tracing {function.name}, {i} of {len(functions)}")
         exported = torch.export.export(whole.only(function), (frame,))
         _drop_idle_expands(exported.graph_module)
+        _dequantize_for_each(exported.graph_module)
         programs[function.entry] = exported
     partitioner = {entry: [XnnpackPartitioner()] for entry in programs}
     say(f"lowering {len(functions)} functions to XNNPACK")
-    lowered = to_edge_transform_and_lower(programs, partitioner=partitioner).to_executorch()
-    with (folder / FILE).open("wb") as stream:
-        lowered.write_to_file(stream)
+    return to_edge_transform_and_lower(programs, partitioner=partitioner)
 
 
 def _drop_idle_expands(graph_module: torch.fx.GraphModule) -> None:
@@ -105,4 +113,15 @@ def _drop_idle_expands(graph_module: torch.fx.GraphModule) -> None:
         if node.target is torch.ops.aten.expand.default and node.meta["val"].shape == node.args[0].meta["val"].shape:
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
+    graph_module.recompile()
+
+
+def _dequantize_for_each(graph_module: torch.fx.GraphModule) -> None:
+    # The partitioner takes a dequantize for a part of its reader; shared with a float reader, that one would get integers.
+    for node in list(graph_module.graph.nodes):
+        if node.target is torch.ops.quantized_decomposed.dequantize_per_tensor.default:
+            for reader in list(node.users)[1:]:
+                with graph_module.graph.inserting_before(reader):
+                    own = graph_module.graph.node_copy(node, lambda n: n)
+                reader.replace_input_with(node, own)
     graph_module.recompile()

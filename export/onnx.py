@@ -10,6 +10,7 @@ import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 
 from tasktok_edge.export.graph import Deployed, Function, Say, output_names
+from tasktok_edge.export.int8 import in_codes
 from tasktok_edge.model.tasktok import TaskTok
 
 FILE = "model.onnx"
@@ -19,13 +20,17 @@ MAX_INLINE_BYTES = 512 << 20  # one file is handier; a protocol buffer ends at 2
 
 
 def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str, say: Say) -> None:
-    """Write `model.onnx`, large weights in a file beside it; `fp16` stores the weights so and computes in fp32."""
+    """Write `model.onnx`, large weights in a file beside it; `fp16` stores the weights so and computes in fp32.
+
+    `int8` has QuantizeLinear and DequantizeLinear around each int8 layer, of which engines make layers of integers.
+    """
     size = model.config.image_size
     frame = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     names = [name for f in functions for name in output_names(f, model.config.tasks[f.task].kind)]
     say("tracing and converting")
+    whole = Deployed(model, functions).eval()
     exported = torch.onnx.export(
-        Deployed(model, functions).eval(), (frame,), dynamo=True, verbose=False, opset_version=OPSET,
+        in_codes(whole, "uint8") if precision == "int8" else whole, (frame,), dynamo=True, verbose=False, opset_version=OPSET,
         input_names=["frame"], output_names=names, optimize=False,
     )  # fmt: skip
     if exported is None:
@@ -37,6 +42,8 @@ def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precis
     RemoveUnusedNodesPass()(exported.model)  # with the weights that were transposed
     if precision == "fp16":
         store_in_fp16(exported.model)
+    for node in exported.model.graph.all_nodes():
+        node.metadata_props.clear()  # where in PyTorch it comes from: 2 MB for a small model
     say("saving and checking")
     weights = sum(v.const_value.nbytes for v in exported.model.graph.initializers.values() if v.const_value is not None)
     exported.save(folder / FILE, external_data=weights > MAX_INLINE_BYTES)

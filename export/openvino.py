@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from tasktok_edge.export.graph import Deployed, Function, Say, output_names
+from tasktok_edge.export.int8 import in_codes
 from tasktok_edge.model.tasktok import TaskTok
 
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would phone home at import
@@ -17,11 +18,15 @@ FILE = "model.xml"
 
 
 def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str, say: Say) -> None:
-    """Convert and write `model.xml` and `model.bin`; `fp16` stores weights so, the device decides what it computes in."""
+    """Convert and write `model.xml` and `model.bin`.
+
+    `fp16` stores weights so, the device decides what it computes in; `int8` stores codes, and devices compute in them.
+    """
     size = model.config.image_size
     frame = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     say("tracing")
-    exported = torch.export.export(Deployed(model, functions).eval(), (frame,))
+    whole = Deployed(model, functions).eval()
+    exported = torch.export.export(in_codes(whole, "fake") if precision == "int8" else whole, (frame,))
     say("converting")
     converted = ov.convert_model(exported)
     names = [name for f in functions for name in output_names(f, model.config.tasks[f.task].kind)]

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasktok_edge.model.int8 import Int8Conv2d, Int8Linear
 from tasktok_edge.model.swinir import Upsample, WindowAttention
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.model.tokenizer import Decoder, Encoder
@@ -184,7 +185,8 @@ class Rewritten(nn.Module):
         self.prerestorer = sharing_copy(model.prerestorer)
         for parent in list(self.prerestorer.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, Upsample):
+                # Sums of int8 weights are not int8: an int8 convolution stays whole.
+                if isinstance(child, Upsample) and not isinstance(child.conv, Int8Conv2d):
                     setattr(parent, name, PhaseUpsample(child))
                 elif isinstance(child, WindowAttention):
                     setattr(parent, name, FoldedWindowAttention(child))
@@ -209,12 +211,23 @@ class Rewritten(nn.Module):
 def split_linear(qkv: nn.Linear, *, gain: float) -> list[nn.Linear]:
     """Three linears that share the rows of one; the first, of the queries, times `gain`."""
     parts = []
-    for weight, bias, factor in zip(qkv.weight.detach().chunk(3), qkv.bias.detach().chunk(3), (gain, 1.0, 1.0), strict=True):
-        part = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    for weight, bias, rows, factor in zip(
+        qkv.weight.detach().chunk(3), qkv.bias.detach().chunk(3), _thirds(qkv), (gain, 1.0, 1.0), strict=True
+    ):
+        with torch.device("meta"):
+            part = type(qkv)(weight.shape[1], weight.shape[0])
         part.weight = nn.Parameter(weight * factor if factor != 1 else weight, requires_grad=False)
         part.bias = nn.Parameter(bias * factor if factor != 1 else bias, requires_grad=False)
+        if isinstance(qkv, Int8Linear) and isinstance(part, Int8Linear):  # the same codes, in steps `factor` times as large
+            part.input, part.weight_scale = qkv.input, qkv.weight_scale[rows] * factor
+            part.output = qkv.output.scaled(factor) if factor != 1 else qkv.output
         parts.append(part)
     return parts
+
+
+def _thirds(layer: nn.Linear) -> list[slice]:
+    third = layer.out_features // 3
+    return [slice(i * third, (i + 1) * third) for i in range(3)]
 
 
 M = TypeVar("M", bound=nn.Module)

@@ -16,7 +16,6 @@ from tasktok_edge.bundle import (
     Precision,
     Preprocessing,
     Provenance,
-    Scheme,
     TaskSpec,
     TensorSpec,
     write_golden,
@@ -24,6 +23,7 @@ from tasktok_edge.bundle import (
 )
 from tasktok_edge.export import Target, exporter, package_versions
 from tasktok_edge.export.graph import Function, Say, model_functions, output_names
+from tasktok_edge.manifest import Scheme
 from tasktok_edge.model.checkpoint import SHIPPED, Checkpoint, checkpoint_folder
 from tasktok_edge.model.tasktok import TaskTok
 

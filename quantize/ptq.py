@@ -49,7 +49,9 @@ def at_precision(model: TaskTok, precision: Precision, say: Callable[[str], None
         return model
     large = sum(p.numel() for p in model.parameters()) > LARGE_MODEL
     frames = calibration_frames(model, LARGE_CALIBRATION_FRAMES if large else CALIBRATION_FRAMES)
-    say(f"not a quantised checkpoint: post-training quantization on {len(frames)} scenes; `quantize --method qat` tunes it as well")
+    say(
+        f"not a quantised checkpoint: post-training quantization on {len(frames)} scenes; `quantize --method qat` would tune it"
+    )
     return to_int8(model, frames, batch=1 if large else 16)
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +26,7 @@ PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "int8": "int
 # typer carries its own click and names only leaves of its errors in public: this is their base.
 CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 CheckpointOption = Annotated[
-    str | None, typer.Option("--checkpoint", help="a folder, or scenes-server / scenes-edge; default scenes-edge, for int8 scenes-edge-int8")
+    str | None, typer.Option("--checkpoint", help="a folder, or a shipped one; default scenes-edge, for int8 scenes-edge-int8")
 ]
 
 
@@ -80,7 +81,7 @@ def export(
         raise UsageError(f"{', '.join(existing)} exists: choose another --out, or add --overwrite")
     weights = sum(p.numel() * 4 for p in loaded.model.parameters())
     check_fits(wanted, chosen, weights, out)
-    loaded = replace(loaded, model=at_precision(loaded.model, chosen, lambda told: errors.print(told, soft_wrap=True, highlight=False)))
+    loaded = replace(loaded, model=at_precision(loaded.model, chosen, partial(errors.print, soft_wrap=True, highlight=False)))
     done = []
     for name, path in paths.items():
         with saying(errors, name) as say:

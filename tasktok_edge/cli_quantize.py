@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
@@ -16,7 +16,11 @@ from tasktok_edge.manifest import Level, Resize
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tasktok_edge.model.tasktok import TaskTok
     from tasktok_edge.quantize.finetune import Scope
+    from tasktok_edge.quantize.judge import Arrays
+    from tasktok_edge.quantize.sensitivity import Sensitivity
+    from tasktok_edge.quantize.shrink import Wish
     from tasktok_edge.quantize.slim import Shares
 
 console = Console(width=None if sys.stdout.isatty() else 150)
@@ -28,9 +32,7 @@ def quantize_command(
     method: Annotated[str, typer.Option(help="distill, slim, prune, levels, ptq, qat, several by commas; or sensitivity")],
     out: Annotated[Path, typer.Option(help="folder of the run and of the edge checkpoint in it")],
     checkpoint: Annotated[str, typer.Option(help="the floating-point checkpoint to shrink")] = "scenes-server",
-    teacher: Annotated[
-        str | None, typer.Option(help="whose tokens fine-tuning keeps to; default the checkpoint itself")
-    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="whose tokens to keep to; default the checkpoint itself")] = None,
     scope: Annotated[str, typer.Option(help="pipeline, or refiner: tune and quantize that alone")] = "pipeline",
     data: Annotated[Path | None, typer.Option(help="folder of pictures to calibrate int8 on; default scenes")] = None,
     preset: Annotated[str, typer.Option(help="distill: the edge model's preset")] = "scenes-edge",
@@ -39,12 +41,10 @@ def quantize_command(
     ] = None,
     sparsity: Annotated[float, typer.Option(help="prune: share of the refiner's weights that become zero")] = 0.5,
     level: Annotated[str, typer.Option(help="levels: exact, context or selected")] = "context",
-    tokens: Annotated[
-        float | None, typer.Option(help="levels: share of tokens that each task replaces; default as trained")
-    ] = None,
+    tokens: Annotated[float | None, typer.Option(help="levels: share of tokens that each task replaces")] = None,
     keep_fp: Annotated[
         list[str] | None,
-        typer.Option("--keep-fp", help="ptq, qat: a layer or module left as it is; worst:N, the N most sensitive"),
+        typer.Option("--keep-fp", help="ptq, qat: a layer or part left as it is; worst:N, the N most sensitive"),
     ] = None,
     max_drop: Annotated[float | None, typer.Option(help="ptq, qat: keep layers until no task loses more points by ptq")] = None,
     recipe: Annotated[str, typer.Option(help="scenes-edge, or tiny to try the machinery")] = "scenes-edge",
@@ -62,7 +62,9 @@ def quantize_command(
     hush_converters()
     from tasktok_edge.model.checkpoint import load_checkpoint
     from tasktok_edge.quantize.shrink import RECIPES, Wish, methods_of
+    from tasktok_edge.sensitivity_picture import sensitivity_picture
     from tasktok_edge.show import progress_of
+    from tasktok_edge.show_quantize import sensitivity_table
     from tasktok_edge.show_shrunk import print_verdict
     from tasktok_edge.shrunk import Verdict, shrink_and_weigh
     from tasktok_edge.validate import check_answers_scenes
@@ -92,10 +94,15 @@ def quantize_command(
         workers=workers,
     )
     if alone:
-        _sensitivity(loaded, wish, out)
+        found_layers = _layers(loaded.model, wish, out)
+        picture = out / "sensitivity.png"
+        sensitivity_picture(picture, found_layers, title=f"{loaded.model.config.preset}: each layer alone in int8")
+        console.print(sensitivity_table(found_layers))
+        console.print(f"saved {picture}", soft_wrap=True, highlight=False)
         return
-    if max_drop is not None or any(word.startswith("worst:") for word in wish.keep_fp):
-        wish = _with_kept_layers(loaded, wish, max_drop)
+    wish = _with_worst_layers(loaded.model, wish, out)
+    if max_drop is not None:
+        wish = _within(loaded.model, wish, out, max_drop)
     found = progress_of(errors, shrink_and_weigh(loaded, taught, wish, out, n=frames, latency=latency))
     assert isinstance(found, Verdict)
     if as_json:
@@ -126,6 +133,57 @@ def _shares(words: Sequence[str]) -> "Shares":
         except ValueError:
             raise UsageError(f"--keep {word}: expected a share such as {name}=0.5") from None
     return Shares(**values)
+
+
+def _layers(model: "TaskTok", wish: "Wish", out: Path) -> "Sensitivity":
+    """What each layer loses when it alone is quantised."""
+    from tasktok_edge.quantize.sensitivity import Sensitivity, sensitivity
+    from tasktok_edge.show import progress_of
+
+    calibration, arrays = _frames_of(model, wish, out)
+    found = progress_of(errors, sensitivity(model, calibration, arrays))
+    assert isinstance(found, Sensitivity)
+    return found
+
+
+def _frames_of(model: "TaskTok", wish: "Wish", out: Path) -> "tuple[Tensor, Arrays]":
+    """Frames to calibrate on, and labelled ones of the split `val` to judge by."""
+    from tasktok_edge.quantize.judge import judging_frames
+    from tasktok_edge.quantize.ptq import calibration_frames
+    from tasktok_edge.show import progress_of
+
+    out.mkdir(parents=True, exist_ok=True)
+    arrays = progress_of(errors, judging_frames(out / "val", model.config.image_size, workers=wish.workers))
+    return calibration_frames(model) if wish.frames is None else wish.frames, arrays
+
+
+def _with_worst_layers(model: "TaskTok", wish: "Wish", out: Path) -> "Wish":
+    """Put the names of the most sensitive layers in the place of `worst:N`."""
+    from tasktok_edge.quantize.sensitivity import worst
+
+    plain = [word for word in wish.keep_fp if not word.startswith("worst:")]
+    counts = [word.removeprefix("worst:") for word in wish.keep_fp if word.startswith("worst:")]
+    if not counts:
+        return wish
+    if not counts[0].isdigit():
+        raise UsageError(f"--keep-fp worst:{counts[0]}: expected a number of layers such as worst:3")
+    layers = worst(_layers(model, wish, out), int(counts[0]))
+    return replace(wish, keep_fp=(*plain, *layers))
+
+
+def _within(model: "TaskTok", wish: "Wish", out: Path, max_drop: float) -> "Wish":
+    """Keep as few layers in floating point as post-training quantization needs to stay within `max_drop` points."""
+    from tasktok_edge.quantize.sensitivity import Found, search
+    from tasktok_edge.show import progress_of
+
+    if wish.methods not in (("ptq",), ("qat",)):
+        raise UsageError("--max-drop searches the layers of the checkpoint given: it goes with --method ptq or qat alone")
+    calibration, arrays = _frames_of(model, wish, out)
+    found = progress_of(errors, search(model, calibration, arrays, max_drop=max_drop, keep_fp=wish.keep_fp))
+    assert isinstance(found, Found)
+    told = ", ".join(found.keep_fp) or "none"
+    errors.print(f"layers kept in floating point for at most {max_drop:g} points: {told}", soft_wrap=True, highlight=False)
+    return replace(wish, keep_fp=(*wish.keep_fp, *found.keep_fp))
 
 
 def _pictures(folder: Path, size: int, resize: Resize) -> "Tensor":

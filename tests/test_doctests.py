@@ -13,7 +13,9 @@ MODULES = [
     "tasktok_edge.model.official.names",
     "tasktok_edge.model.own_net",
     "tasktok_edge.model.tasktok",
+    "tasktok_edge.quantize.judge",
     "tasktok_edge.runtimes.selection",
+    "tasktok_edge.sensitivity_picture",
 ]
 
 

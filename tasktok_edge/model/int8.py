@@ -6,7 +6,7 @@ to the order of sums. Activations are rounded before *and* behind a layer: XNNPA
 """
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ class _Int8Layer(nn.Module):
     """What both kinds of layer share: `weight` (out, …) with `weight_scale` (out,), quantizers before and behind."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Any  # torch's own annotation admits None, which no layer here has
     weight_scale: Tensor
     bypassed = False
 

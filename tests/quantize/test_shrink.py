@@ -1,4 +1,4 @@
-"""`quantize` as a user types it, on the tiny model: methods combine, a stopped run goes on, the same seed gives the same bits."""
+"""`quantize` as a user types it, on the tiny model: methods combine, a stopped run goes on, a seed gives the same bits."""
 
 import json
 from pathlib import Path
