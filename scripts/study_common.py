@@ -66,6 +66,24 @@ def frames_of(n: int) -> tuple[HeldOut, ...]:
 
 
 @torch.inference_mode()
+def kept(model: TaskTok, base: TaskTok, n: int = 100) -> float:
+    """Share of the correction that `base` makes which `model` makes too, on the tokens that `model` replaces; 1 is all of it.
+
+    Accuracy alone tells little: where it is the same without any refiner, every refiner keeps it.
+    """
+    held = frames_of(n)
+    layout = lay_out(*held[0].degraded.shape[:2], base.config.image_size, resize=base.config.resize)
+    squares = np.concatenate([square for h in held for square in layout.cut(h.degraded)])
+    z = base.encode(torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255)
+    wanted, left, whole = base.refiner(z), 0.0, 0.0
+    for task in base.config.tasks:
+        rows = model.switch.selected(task)
+        left += float((model.replace_selected(z, task) - wanted)[:, rows].square().sum())
+        whole += float((z - wanted)[:, rows].square().sum())
+    return 1 - left / whole
+
+
+@torch.inference_mode()
 def scored(out: Path, name: str, model: TaskTok, n: int) -> dict[str, float]:
     """Score `model` on `n` held-out frames, in [0, 1] by task, or read what an earlier run of the study found.
 

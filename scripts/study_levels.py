@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from study_common import Alone, arguments, bench_of, cpu_ms, engines, finished, scored
+from study_common import Alone, arguments, bench_of, cpu_ms, engines, finished, kept, scored
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,18 +40,23 @@ SHAPES = {  # name: tokens, their channels, the refiner's config
 
 
 def accuracies(checkpoint: str, out: Path, cache: Path | None, steps: int, frames: int) -> dict[str, dict[str, float]]:
-    """Scores of the model as it is, and of each case after tuning its refiner."""
+    """Scores and the share of the correction that is kept: as it is, without a refiner, and of each case."""
     base = load_checkpoint(checkpoint).model
-    found = {"as it is": scored(out, "as-it-is", base, frames)}
-    found["exact, all tokens, not tuned"] = scored(out, "exact-1.0-untuned", with_level(base, "exact", 1.0), frames)
+    found = {"as it is": scored(out, "as-it-is", base, frames) | {"kept": 1.0}}
+    idle = with_level(base, "exact")
+    for logits in idle.switch.logits.values():
+        logits.fill_(-1.0)
+    found["no token refined"] = scored(out, "none-refined", idle, frames) | {"kept": 0.0}
+    every = with_level(base, "exact", 1.0)
+    found["exact 1.0, not tuned"] = scored(out, "exact-1.0-untuned", every, frames) | {"kept": 1.0}
     bench = finished(bench_of(out, cache, steps, base.config.image_size))
     for level, share in TUNED:
-        name = f"{level}-{share}"
-        model = with_level(base, level, share)
+        name, model = f"{level}-{share}", with_level(base, level, share)
+        before = kept(model, base)
         for at in finetune(bench, model, load_checkpoint(checkpoint).model, name=name, scope="refiner"):
             if at.step % 50 == 0:
                 print(name, at.step, {key: round(value, 4) for key, value in at.losses.items()}, flush=True)
-        found[name] = scored(out, name, model, frames)
+        found[name] = scored(out, name, model, frames) | {"kept before": before, "kept": kept(model, base)}
         print(name, found[name], flush=True)
     return found
 
@@ -100,7 +105,8 @@ if __name__ == "__main__":
         Console(width=150).print(table)
     scores = accuracies(words.checkpoint, words.out, words.cache, words.steps, words.frames)
     (words.out / "accuracy.json").write_text(json.dumps(scores, indent=1))
-    table = Table("model", *next(iter(scores.values())))
+    columns = ("cls", "seg", "det", "kept before", "kept")
+    table = Table("model", *columns)
     for name, values in scores.items():
-        table.add_row(name, *(f"{100 * value:.1f}" for value in values.values()))
+        table.add_row(name, *(f"{100 * values[c]:.1f}" if c in values else "" for c in columns))
     Console(width=150).print(table)

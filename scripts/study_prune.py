@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from study_common import Alone, arguments, bench_of, cpu_ms, engines, finished, scored
+from study_common import Alone, arguments, bench_of, cpu_ms, engines, finished, kept, scored
 
 from tasktok_edge.export import Target
 from tasktok_edge.manifest import Precision
@@ -76,10 +76,11 @@ def latencies(out: Path) -> dict[str, dict[str, float]]:
 if __name__ == "__main__":
     words = arguments(__doc__)
     checkpoints(words.checkpoint, words.out, words.cache, words.steps)
-    table, found = Table("zeros", "found", "cls", "seg", "det"), {}
+    table, found = Table("zeros", "found", "cls", "seg", "det", "kept"), {}
     for percent in ("0", "50", "70", "90"):
         model = load_checkpoint(words.out / percent).model
         found[percent] = scored(words.out, f"prune-{percent}", model, words.frames)
+        found[percent] |= {"kept": kept(model, load_checkpoint(words.checkpoint).model)}
         table.add_row(
             percent, f"{100 * sparsity_of(model.refiner):.2f} %", *(f"{100 * v:.1f}" for v in found[percent].values())
         )

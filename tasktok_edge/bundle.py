@@ -7,7 +7,7 @@
 
 A folder, or the same folder zipped as `.ttk`. Engines crash on damaged files or, worse, answer wrongly without a word,
 so everything is verified here before an engine sees a byte. `frames` in golden.npz is (n, S, S, 3) uint8; every other
-array is named after an output and holds its answers, (n, ...) float32: `golden[name][i:i + 1]` belongs to
+array is named after an output and holds its answers, (n, ...) float32 or float16: `golden[name][i:i + 1]` belongs to
 `golden["frames"][i:i + 1]`.
 """
 
@@ -109,8 +109,11 @@ class Bundle:
         faults = [] if frames.shape[1:] == (size, size, 3) and frames.dtype == np.uint8 and len(frames) else ["frames"]
         for name, shape in want.items():
             answer = golden.get(name, np.empty(0))
-            if answer.shape != (len(frames), *shape) or answer.dtype != np.float32 or not np.isfinite(answer).all():
+            known = answer.dtype in (np.float16, np.float32)  # float16 where int8 is compared with
+            if answer.shape != (len(frames), *shape) or not known or not np.isfinite(answer).all():
                 faults.append(name)
+            elif answer.dtype == np.float16:
+                golden[name] = answer.astype(np.float32)
         if faults:
             raise BundleError(f"{self.source}: {GOLDEN} lacks a well-formed {', '.join(faults)}: export the model again")
         return golden
@@ -197,7 +200,7 @@ def _read_zip(path: Path) -> Bundle:
         raise
 
 
-def write_golden(folder: Path, frames: NDArray[np.uint8], answers: Mapping[str, NDArray[np.float32]]) -> None:
+def write_golden(folder: Path, frames: NDArray[np.uint8], answers: Mapping[str, NDArray[np.floating]]) -> None:
     """Write golden.npz: frames (n, S, S, 3) and for every output name its answers (n, ...)."""
     arrays: dict[str, Any] = {"frames": frames, **answers}
     np.savez_compressed(folder / GOLDEN, **arrays)

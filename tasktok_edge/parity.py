@@ -28,7 +28,10 @@ from tasktok_edge.staging import stage
 PARITY_FRAMES = 16
 LARGE_MACS = 10_000_000_000  # multiply-adds from which a frame takes seconds: one golden frame then, and fewer for parity
 LARGE_PARITY_FRAMES = 2
-MIN_AGREEMENT = 0.995  # share of frames with the same answer
+# Share of frames with the same answer. In int8 a sum in another order moves a code to its neighbour now and then, and every
+# layer behind carries that on: PyTorch's own simulation, its sums disturbed by 1e-5, agrees with itself on 77 % of masks (of
+# which 99.5 % of the pixels must be equal) and on 97 % of labels and boxes. What counts there is accuracy: `validate`.
+MIN_AGREEMENT: dict[str, float] = {"fp32": 0.995, "fp16": 0.995, "int8": 0.6}
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ def measure_parity(folder: Path, checkpoint: Checkpoint, *, tasks: tuple[str, ..
         agreement = {task: count / n_frames for task, count in agreed.items()}
         asked = session.bundle.manifest.parity
         faults = asked.shortfalls(worst)
-        faults += [f"{task} answers agree on {share:.1%}" for task, share in agreement.items() if share < MIN_AGREEMENT]
+        least = MIN_AGREEMENT[session.bundle.manifest.precision]
+        faults += [f"{task} answers agree on {share:.1%}" for task, share in agreement.items() if share < least]
         chosen = session.report.chosen
         return Parity(
             status="failed" if faults else "passed",

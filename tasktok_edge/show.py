@@ -148,8 +148,9 @@ def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[s
         table.add_row(name, _size(e.bytes), str(len(e.manifest.functions)), worst, agreed, *cells)
         if parity.status == "failed":
             failed.append(f"{name}: {parity.reason}")
-        if same and min(same.values()) < MIN_AGREEMENT:
-            failed.append(f"{name}: same answers on {min(same.values()):.1%} of frames, {MIN_AGREEMENT:.1%} asked")
+        least = MIN_AGREEMENT[e.manifest.precision]
+        if same and min(same.values()) < least:
+            failed.append(f"{name}: same answers on {min(same.values()):.1%} of frames, {least:.1%} asked")
     server = {task: figures["scenes-server"].p50_ms for task, figures in outcome.latency.items()}
     table.add_row("scenes-server, PyTorch", "-", "-", "-", "-", *(f"{server[t]:.2f}" for t in judgement.tasks))
     console.print(table)

@@ -128,7 +128,7 @@ def test_zeros_are_found_in_an_artifact_and_make_the_download_smaller(sparse: Ta
         found[name] = bundle_zeros(tmp_path / f"{name}.b", checkpoint.model)
         assert found[name].found == len(found[name].matrices) == 10
         assert found[name].share == pytest.approx(sparsity_of(checkpoint.model.refiner))
-    assert found["sparse"].zipped_bytes < found["dense"].zipped_bytes - 10_000
-    assert found["sparse"].bytes == pytest.approx(found["dense"].bytes, rel=0.02)
+    assert found["sparse"].zipped_bytes < found["dense"].zipped_bytes - 3000
+    assert found["sparse"].bytes == pytest.approx(found["dense"].bytes, rel=0.05)
     other = bundle_zeros(tmp_path / "dense.b", sparse)
     assert other.found == 0, "matrices that are not in the bundle were found there"
