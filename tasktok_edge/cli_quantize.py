@@ -146,14 +146,14 @@ def _layers(model: "TaskTok", wish: "Wish", out: Path) -> "Sensitivity":
     return found
 
 
-def _frames_of(model: "TaskTok", wish: "Wish", out: Path) -> "tuple[Tensor, Arrays]":
-    """Frames to calibrate on, and labelled ones of the split `val` to judge by."""
+def _frames_of(model: "TaskTok", wish: "Wish", out: Path, *, n: int = 200) -> "tuple[Tensor, Arrays]":
+    """Frames to calibrate on, and `n` labelled ones of the split `val` to judge by."""
     from tasktok_edge.quantize.judge import judging_frames
     from tasktok_edge.quantize.ptq import calibration_frames
     from tasktok_edge.show import progress_of
 
     out.mkdir(parents=True, exist_ok=True)
-    arrays = progress_of(errors, judging_frames(out / "val", model.config.image_size, workers=wish.workers))
+    arrays = progress_of(errors, judging_frames(out / f"val-{n}", model.config.image_size, n=n, workers=wish.workers))
     return calibration_frames(model) if wish.frames is None else wish.frames, arrays
 
 
@@ -178,7 +178,7 @@ def _within(model: "TaskTok", wish: "Wish", out: Path, max_drop: float) -> "Wish
 
     if wish.methods not in (("ptq",), ("qat",)):
         raise UsageError("--max-drop searches the layers of the checkpoint given: it goes with --method ptq or qat alone")
-    calibration, arrays = _frames_of(model, wish, out)
+    calibration, arrays = _frames_of(model, wish, out, n=500)  # fewer would keep layers for noise
     found = progress_of(errors, search(model, calibration, arrays, max_drop=max_drop, keep_fp=wish.keep_fp))
     assert isinstance(found, Found)
     told = ", ".join(found.keep_fp) or "none"

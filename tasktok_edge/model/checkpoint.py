@@ -112,9 +112,11 @@ def save_checkpoint(
     `facts` (recipe, steps, accuracies) goes into provenance.json, for people.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_packed(model, exact=exact), folder / _WEIGHTS)
-    if oracles is not None:
-        save_file(_packed(oracles, exact=exact), folder / _ORACLES)
+    parts = {_WEIGHTS: model} if oracles is None else {_WEIGHTS: model, _ORACLES: oracles}
+    for name, module in parts.items():
+        partial = folder / f"{name}.partial"
+        save_file(_packed(module, exact=exact), partial)
+        partial.replace(folder / name)  # a model that was loaded from the old file still reads its pages
     (folder / _CONFIG).write_text(model.config.model_dump_json(indent=1) + "\n")
     (folder / "provenance.json").write_text(json.dumps(dict(facts), indent=1) + "\n")
 

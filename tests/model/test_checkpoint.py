@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasktok_edge.errors import CheckpointError
-from tasktok_edge.model.checkpoint import load_checkpoint
+from tasktok_edge.model.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import build_tiny
 
 
@@ -82,3 +82,12 @@ def test_a_config_with_unknown_words(copy: Path) -> None:
     config["colour"] = "green"
     (copy / "config.json").write_text(json.dumps(config))
     assert "colour" in refused(copy)
+
+
+def test_a_loaded_model_survives_its_file_being_replaced(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, build_tiny(), facts={}, exact=True)
+    loaded = load_checkpoint(tmp_path).model
+    before = {name: value.clone() for name, value in loaded.state_dict().items()}
+    save_checkpoint(tmp_path, build_tiny(seed=1), facts={}, exact=True)
+    assert all(torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
+    assert not (tmp_path / "model.safetensors.partial").exists()
