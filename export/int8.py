@@ -69,33 +69,39 @@ class CodedLinear(_Layer):
 
 
 class CodedConv2d(_Layer):
-    """`Int8Conv2d`."""
+    """`Int8Conv2d`; `apart` where no other layer reads its codes as they are."""
 
-    def __init__(self, layer: Int8Conv2d, before: nn.Module, form: Form) -> None:
+    def __init__(self, layer: Int8Conv2d, before: nn.Module, form: Form, *, apart: bool) -> None:
         super().__init__(layer, before, form)
         self.stride, self.padding, self.relu = layer.stride, layer.padding, layer.relu
+        self.apart = apart and form == "fake"
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.conv2d(self.input(x), self.weight_of(slice(None)), self.bias, self.stride, self.padding)
-        return cast(Tensor, self.output(F.relu(y) if self.relu else y))
+        y = cast(Tensor, self.output(F.relu(y) if self.relu else y))
+        # Where a sum and a further rounding follow, OpenVINO's CPU fuses all of it with the convolution and leaves this
+        # rounding out: one code in nine is then another. It does not with these two signs in between, which cost nothing.
+        return torch.neg(torch.neg(y)) if self.apart else y
 
 
 def in_codes(module: Deployed, form: Form) -> Deployed:
     """Give a copy of the graph with every int8 layer in this form."""
-    module, made = sharing_copy(module), dict[nn.Module, nn.Module]()
+    module = sharing_copy(module)
+    layers = [m for m in module.modules() if isinstance(m, Int8Linear | Int8Conv2d)]
+    read = {layer.input.by for layer in layers if isinstance(layer.input, Quantised)}
+    made = {layer: _coded(layer, form, apart=layer.output not in read) for layer in layers}  # what parts share stays one
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Int8Linear | Int8Conv2d):
-                if child not in made:  # what several parts share stays one module
-                    made[child] = _coded(child, form)
                 setattr(parent, name, made[child])
     return module
 
 
-def _coded(layer: Int8Layer, form: Form) -> nn.Module:
+def _coded(layer: Int8Layer, form: Form, *, apart: bool) -> nn.Module:
     source = layer.input
     if isinstance(layer, Int8Conv2d):
-        return CodedConv2d(layer, Rounding(source, form) if isinstance(source, ActivationQuantizer) else nn.Identity(), form)
+        before = Rounding(source, form) if isinstance(source, ActivationQuantizer) else nn.Identity()
+        return CodedConv2d(layer, before, form, apart=apart)
     # Converters look for the rounding right before the linear, and rows are reshaped in between: once more changes nothing.
     return CodedLinear(layer, Rounding(source.by if isinstance(source, Quantised) else source, form), form)
 

@@ -84,8 +84,6 @@ class OnnxRunning:
                 keep_outputs(self._file.read_bytes(), names),
                 options,
                 providers=[self._device],
-                # Fused to Gemm, a quantised MatMul + Add is dequantised anew in every run: 4 times slower than fp32.
-                disabled_optimizers=["MatMulAddFusion"] if self._precision == "int8" else None,
                 enable_fallback=0,  # raise, where it would start again on the CPU without a word
             )
         except self._errors as error:

@@ -53,10 +53,9 @@ class BundleZeros:
     @property
     def told(self) -> str:
         """All of it in a sentence, with what zeros do not give."""
-        return (
-            f"{self.found} of the refiner's {len(self.matrices)} matrices were found in the artifact, {self.share:.1%} of "
-            f"their weights zero; {self.bytes} bytes, {self.zipped_bytes} as .ttk. Zeros shorten the download, not the time of a frame"
-        )
+        where = f"{self.found} of the refiner's {len(self.matrices)} matrices were found in the artifact"
+        size = f"{self.bytes} bytes, {self.zipped_bytes} as .ttk"
+        return f"{where}, {self.share:.1%} of their weights zero; {size}. Zeros shorten the download, not the time of a frame"
 
 
 def bundle_zeros(folder: Path, model: TaskTok) -> BundleZeros:
