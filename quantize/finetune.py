@@ -40,6 +40,7 @@ class FinetuneRecipe(BaseModel):
     warm_up: int = 50
     token_weight: float = 0.5
     pixel_weight: float = 0.5
+    probe_batches: int = Field(default=48, ge=1)  # of 16 frames, for the importance of units
     task_draw: dict[str, float] = {"cls": 1.0, "seg": 1.0, "det": 1.5}
 
 

@@ -27,10 +27,9 @@ from tasktok_edge.train.loop import Progress
 from tasktok_edge.train.losses import task_loss
 
 Method = Literal["distill", "slim", "prune", "levels", "ptq", "qat"]
-PROBE_BATCHES = 48
 PROBE_BATCH = 16
 
-_TINY = FinetuneRecipe(frames=16, versions=1, steps=2, batch=4)
+_TINY = FinetuneRecipe(frames=16, versions=1, steps=2, batch=4, probe_batches=2)
 RECIPES: dict[str, dict[Method, FinetuneRecipe]] = {
     "scenes-edge": {
         "slim": FinetuneRecipe(steps=9000),
@@ -157,7 +156,7 @@ def _slimmed(bench: Bench, model: TaskTok, wish: Wish, name: str) -> Generator[D
     if not path.is_file():
         probed = deepcopy(model).eval().requires_grad_(True)
         losses = _probe_losses(bench, probed)
-        importance = yield from probe(probed, losses, n=PROBE_BATCHES)
+        importance = yield from probe(probed, losses, n=bench.recipe.probe_batches)
         chosen = plan(model, importance, wish.shares)
         path.write_text(json.dumps({group: units.tolist() for group, units in chosen.items()}))
     return cut(model, {group: torch.tensor(units) for group, units in json.loads(path.read_text()).items()})
@@ -167,7 +166,7 @@ def _probe_losses(bench: Bench, model: TaskTok) -> Iterator[Tensor]:
     """The loss of all tasks on training frames, batch by batch."""
     recipe, dataset = bench.recipe, SceneDataset(bench.arrays)
     draws = StepSampler(
-        frames=len(dataset), versions=recipe.versions, batch=PROBE_BATCH, seed=recipe.seed, start=0, steps=PROBE_BATCHES
+        frames=len(dataset), versions=recipe.versions, batch=PROBE_BATCH, seed=recipe.seed, start=0, steps=recipe.probe_batches
     )
     for rows in draws:
         samples = [dataset[row] for row in rows]

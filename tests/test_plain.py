@@ -20,7 +20,9 @@ QUICK = [(tool, function) for tool in TOOLS if tool != "ExecuTorch" for function
 
 @pytest.mark.slow
 # ExecuTorch takes half a minute for each: detection is the one of two outputs.
-@pytest.mark.parametrize(("tool", "function"), [*QUICK, ("ExecuTorch", Function("predict", "det"))])
+@pytest.mark.parametrize(
+    ("tool", "function"), [*QUICK, pytest.param("ExecuTorch", Function("predict", "det"), marks=pytest.mark.large)]
+)
 def test_each_plain_export_answers_as_eager_does(tool: str, function: Function, tiny: TaskTok, tmp_path: Path) -> None:
     held = next(held_out(1)).degraded
     frame = crop_resize(held, windows(*held.shape[:2])[0], tiny.config.image_size)
