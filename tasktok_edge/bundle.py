@@ -218,7 +218,7 @@ def write_manifest(
     functions: Sequence[FunctionSpec],
     parity: Parity,
     provenance: Provenance,
-    quantization: Mapping[str, Scheme],
+    quantization: Mapping[str, Scheme] | None = None,
 ) -> Manifest:
     """Hash every file in `folder` and write its manifest.json."""
     found, faults = _walk(folder)
@@ -227,7 +227,7 @@ def write_manifest(
     files = {f: FileEntry(bytes=(folder / f).stat().st_size, sha256=_sha256(folder / f)) for f in sorted(found - {MANIFEST})}
     manifest = Manifest(
         name=name, target=target, precision=precision, level=level, input=input, tasks=dict(tasks),
-        functions=tuple(functions), parity=parity, provenance=provenance, quantization=dict(quantization), files=files,
+        functions=tuple(functions), parity=parity, provenance=provenance, quantization=dict(quantization or {}), files=files,
     )  # fmt: skip
     _write(folder, manifest)
     return manifest

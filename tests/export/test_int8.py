@@ -152,7 +152,7 @@ def test_core_ml_has_codes_for_weights_and_activations(checkpoint: Path, tmp_pat
     found = Counter(op.type for block in blocks for op in block.operations)
     run = [n for n in model.config.int8 if not n.startswith(("task_nets.cls", "task_nets.seg"))]
     assert found["constexpr_blockwise_shift_scale"] >= len(run)
-    assert found["quantize"] >= len(run) and found["quantize"] == found["dequantize"]
+    assert min(found["quantize"], found["dequantize"]) >= len(run)
 
 
 def test_a_float_model_is_quantised_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
