@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tasktok_edge.export.graph import Deployed, Function, Say
 from tasktok_edge.export.int8 import in_codes
-from tasktok_edge.export.rewrite import FoldedBlock, sharing_copy, split_linear
+from tasktok_edge.export.rewrite import CrossDecoder, FoldedBlock, sharing_copy, split_linear
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.model.vit import Attention, Rows, take
 
@@ -76,7 +76,7 @@ def delegated(module: Deployed) -> Deployed:
                     made[child] = forms[type(child)](child)
                 setattr(parent, name, made[child])
     for part in module.modules():
-        if isinstance(part, FoldedBlock):
+        if isinstance(part, FoldedBlock | CrossDecoder):
             part.fold()  # its queries are scaled already in this form
     return module
 

@@ -1,6 +1,7 @@
 """The graph that every target exports: a uint8 frame in, restored frames and task answers out."""
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from tasktok_edge.export.rewrite import Rewritten, sharing_copy
 from tasktok_edge.model.config import TaskTokConfig
+from tasktok_edge.model.fuse import fuse
 from tasktok_edge.model.tasktok import TaskTok
 
 Kind = Literal["restore", "predict"]
@@ -50,12 +52,23 @@ def output_names(function: Function, kind: str) -> list[str]:
     return [function.entry]
 
 
+class Pixels(nn.Module):
+    """Bytes to floats in [0, 1]."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, frame: Tensor) -> Tensor:
+        return frame.to(self.dtype) / 255
+
+
 class Deployed(nn.Module):
     """The model at its level for some functions: one pass shares what they have in common.
 
     Takes `frame` (1, S, S, 3) uint8 RGB, or with `image_input` (1, 3, S, S) float in [0, 1] for formats whose camera input
     does that scaling itself. Gives, in the order of `functions`: restored frames (1, S, S, 3) float, nominal [0, 1];
-    classification logits (1, C); segmentation logits (1, S, S, K); boxes (1, G, 4) xyxy pixels and scores (1, G, C). `dtype` is
+    classification logits (1, C); segmentation logits (1, K, S, S); boxes (1, G, 4) xyxy pixels and scores (1, G, C). `dtype` is
     what the model's weights have and what is computed in; outputs are float32.
     """
 
@@ -68,7 +81,8 @@ class Deployed(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.functions, self.image_input, self.dtype = list(functions), image_input, dtype
+        model = fuse(model)
+        self.functions, self.image_input, self.pixels = list(functions), image_input, Pixels(dtype)
         self.model = Rewritten(model)
         self.size, self.level = model.config.image_size, model.config.level
         self.switches = nn.ModuleDict({task: model.static_switch(task) for task in dict.fromkeys(f.task for f in functions)})
@@ -81,21 +95,28 @@ class Deployed(nn.Module):
         return part
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
-        image = frame if self.image_input else frame.permute(0, 3, 1, 2).to(self.dtype) / 255
-        z = self.model.encode(image)
+        z = self.model.encode(self._image(frame))
         shared = self.model.refiner.shared(z, self.level)
-        restored = {task: self.model.decode(switch(z, shared)) for task, switch in self.switches.items()}
-        outputs: list[Tensor] = []
-        for function in self.functions:
-            if function.kind == "restore":
-                outputs.append(restored[function.task].permute(0, 2, 3, 1))
-            else:
-                outputs.extend(self._answer(function.task, restored[function.task]))
-        return tuple(output.to(torch.float32) for output in outputs)
+        outputs: dict[Function, list[Tensor]] = {}
+        for task, switch in self.switches.items():
+            features = self.model.decoder.features(switch(z, shared))
+            image = cache(partial(self.model.image, features))  # made once, and not at all where the answer is read before it
+            for function in self.functions:
+                if function == Function("restore", task):
+                    outputs[function] = [image().permute(0, 2, 3, 1)]
+                elif function == Function("predict", task):
+                    outputs[function] = self._answer(task, self.model.seen(features, image, task))
+        return tuple(output.to(torch.float32) for function in self.functions for output in outputs[function])
 
-    def _answer(self, task: str, image: Tensor) -> list[Tensor]:
-        answer = self.model.task_nets[task](image)
+    def _image(self, frame: Tensor) -> Tensor:
+        """What the encoder reads: scaled first, so that what moves it meets the convolution and engines make one of the two."""
+        if self.image_input:
+            return self.model.blocks(frame.permute(0, 2, 3, 1))
+        return self.model.blocks(self.pixels(frame))
+
+    def _answer(self, task: str, seen: Tensor) -> list[Tensor]:
+        answer = self.model.task_nets[task](seen)
         if isinstance(answer, tuple):
             boxes, logits = answer
             return [boxes, torch.sigmoid(logits)]
-        return [answer.permute(0, 2, 3, 1) if answer.ndim == 4 else answer]
+        return [answer]

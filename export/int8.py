@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from tasktok_edge.export.graph import Deployed
 from tasktok_edge.export.rewrite import sharing_copy
-from tasktok_edge.model.int8 import HIGHEST, LOWEST, ActivationQuantizer, Int8Conv2d, Int8Layer, Int8Linear, Quantised
+from tasktok_edge.model.int8 import (
+    HIGHEST,
+    LOWEST,
+    ActivationQuantizer,
+    FramePixels,
+    Int8Conv2d,
+    Int8Layer,
+    Int8Linear,
+    Quantised,
+)
 
 # "int8" and "uint8": pairs of quantize and dequantize of such codes. "fake": one operator that rounds, as OpenVINO writes it;
 # its converter turns constant weights behind it into codes.
@@ -38,6 +47,19 @@ class Rounding(nn.Module):
         return cast(Tensor, _OPS.dequantize_per_tensor(codes, *self.scheme, self.codes))
 
 
+class Codes(nn.Module):
+    """The frame's bytes as codes of pixels in [0, 1]."""
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, frame: Tensor) -> Tensor:
+        if self.form == "fake":  # rounding changes nothing, but tells the engine that these are codes
+            return torch.fake_quantize_per_tensor_affine(frame.float() / 255, 1 / 255, 0, 0, 255)
+        return cast(Tensor, _OPS.dequantize_per_tensor(frame, 1 / 255, 0, 0, 255, torch.uint8))
+
+
 class _Layer(nn.Module):
     """What both kinds share. The tensors are parameters: converters leave out those that a function does not read."""
 
@@ -59,13 +81,17 @@ class _Layer(nn.Module):
 class CodedLinear(_Layer):
     """`Int8Linear` on a matrix: kernels of int8 take no stacks of them."""
 
+    def __init__(self, layer: Int8Linear, before: nn.Module, form: Form) -> None:
+        super().__init__(layer, before, form)
+        self.relu = layer.relu
+
     def forward(self, x: Tensor) -> Tensor:
         return self.rows(x, slice(None))
 
     def rows(self, x: Tensor, rows: slice) -> Tensor:
         """The outputs `rows` alone."""
         y = F.linear(self.input(x.reshape(-1, x.shape[-1])), self.weight_of(rows), _some(self.bias, rows))
-        return cast(Tensor, self.output(y)).reshape(*x.shape[:-1], -1)
+        return cast(Tensor, self.output(F.relu(y) if self.relu else y)).reshape(*x.shape[:-1], -1)
 
 
 class CodedConv2d(_Layer):
@@ -90,6 +116,8 @@ def in_codes(module: Deployed, form: Form) -> Deployed:
     layers = [m for m in module.modules() if isinstance(m, Int8Linear | Int8Conv2d)]
     read = {layer.input.by for layer in layers if isinstance(layer.input, Quantised)}
     made = {layer: _coded(layer, form, apart=layer.output not in read) for layer in layers}  # what parts share stays one
+    if form != "int8" and any(isinstance(layer.input, FramePixels) for layer in layers):
+        module.pixels = Codes(form)
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Int8Linear | Int8Conv2d):
@@ -99,6 +127,11 @@ def in_codes(module: Deployed, form: Form) -> Deployed:
 
 def _coded(layer: Int8Layer, form: Form, *, apart: bool) -> nn.Module:
     source = layer.input
+    if isinstance(source, FramePixels):
+        assert isinstance(layer, Int8Conv2d)
+        # As int8 the bytes are codes moved by 128; elsewhere `Codes` has said already that they are codes.
+        moved = Rounding(ActivationQuantizer(0.0, 1.0), form) if form == "int8" else nn.Identity()
+        return CodedConv2d(layer, moved, form, apart=apart)
     if isinstance(layer, Int8Conv2d):
         before = Rounding(source, form) if isinstance(source, ActivationQuantizer) else nn.Identity()
         return CodedConv2d(layer, before, form, apart=apart)

@@ -1,23 +1,27 @@
 """Exact rewrites of the graph: the same function of the same weights, with less to compute.
 
+- Layers that meet at an image become one, where they can (`model/fuse.py`).
 - Rows of a transformer's first block that are the same for every image (class, mask and latent tokens): their LayerNorm,
   queries, keys and values become constants.
 - Nearest x2 before a 3x3 convolution: four 2x2 convolutions of the small image, one for each phase, 4 taps for 9.
-- Bicubic resizing between two fixed sizes: two constant matrices, which every converter takes and no engine interprets its
-  own way.
+- Resizing between two fixed sizes, bicubic and bilinear: two constant matrices, which every converter takes, no engine
+  interprets its own way, and products of matrices are quick at.
 
 The last block's rows that nobody reads are never computed: that cut is in the model itself (`Transformer.finish`).
 """
 
+from collections.abc import Callable
 from copy import deepcopy
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasktok_edge.model.fuse import Front, space_to_depth
 from tasktok_edge.model.int8 import Int8Conv2d, Int8Linear
 from tasktok_edge.model.swinir import Upsample, WindowAttention
+from tasktok_edge.model.task_nets import STRIDE, Segmenter
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.model.tokenizer import Decoder, Encoder
 from tasktok_edge.model.vit import Block, Transformer
@@ -72,6 +76,35 @@ class FoldedEncoder(nn.Module):
         return encoder.conv_out(encoder.ln_post(_others(encoder.transformer, x, self.rows)))
 
 
+class CrossDecoder(nn.Module):
+    """`Decoder` for one image, whose patches see the latents alone: in the first block their queries are constants."""
+
+    x: Tensor
+    q: Tensor
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.register_buffer("x", decoder.ln_pre(decoder.constant_rows()[:, decoder.patch_rows]))
+        self.fold()
+
+    def fold(self) -> None:
+        """Compute the constant; again where the block's attention was replaced by one of another form."""
+        block = _first(self.decoder.transformer)
+        self.register_buffer("q", block.attn.queries(block.ln_1(self.x)))
+
+    def features(self, tokens: Tensor) -> Tensor:
+        decoder, block = self.decoder, _first(self.decoder.transformer)
+        latents = decoder.ln_pre(decoder.latents(tokens))
+        x = block.mlp(self.x + block.attn.attend(self.q, *block.attn.keys_values(block.ln_1(latents))))
+        for later in list(decoder.transformer.blocks)[1:]:
+            x = later.cross(x, latents)
+        return decoder.ln_post(x)
+
+    def image(self, features: Tensor) -> Tensor:
+        return self.decoder.image(features)
+
+
 class FoldedDecoder(nn.Module):
     """`Decoder` for one image, class and mask rows folded into the first block."""
 
@@ -81,10 +114,13 @@ class FoldedDecoder(nn.Module):
         masks = decoder.constant_rows()
         self.first = FoldedBlock(_first(decoder.transformer), decoder.ln_pre, masks, masks[:, :0])
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def features(self, tokens: Tensor) -> Tensor:
         decoder = self.decoder
         x = self.first(decoder.ln_pre(decoder.latents(tokens)))
-        return decoder.image(_others(decoder.transformer, x, self.rows))
+        return decoder.ln_post(_others(decoder.transformer, x, self.rows))
+
+    def image(self, features: Tensor) -> Tensor:
+        return self.decoder.image(features)
 
 
 def _first(transformer: Transformer) -> Block:
@@ -95,6 +131,17 @@ def _others(transformer: Transformer, x: Tensor, rows: slice) -> Tensor:
     for block in list(transformer.blocks)[1:-1]:
         x = block(x)
     return transformer.finish(x, rows)
+
+
+class BlocksFront(nn.Module):
+    """`Front` of an image whose blocks lie in its channels already."""
+
+    def __init__(self, front: Front) -> None:
+        super().__init__()
+        self.front = front
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.front.embed(x)
 
 
 class PhaseUpsample(nn.Module):
@@ -159,28 +206,33 @@ class FoldedWindowAttention(nn.Module):
         return self.proj(y.reshape(w, self.heads, n, -1).transpose(1, 2).reshape(w, n, d))
 
 
-class Bicubic(nn.Module):
-    """Bicubic (a = -0.75, half-pixel centres, no antialias) as two products: (1, C, S, S) to (1, C, T, T)."""
+class Resize(nn.Module):
+    """Resizing (half-pixel centres, no antialias; bicubic: a = -0.75) as two products: (1, C, S, S) to (1, C, T, T)."""
 
     matrix: Tensor
 
-    def __init__(self, source: int, target: int) -> None:
+    def __init__(self, source: int, target: int, mode: Literal["bicubic", "bilinear"]) -> None:
         super().__init__()
         # Resizing is linear and separable: the columns of the matrix are the resized unit vectors.
         unit = torch.eye(source)[None, None].expand(1, 1, source, source)
-        matrix = F.interpolate(unit, size=(target, source), mode="bicubic", align_corners=False, antialias=False)[0, 0]
+        matrix = F.interpolate(unit, size=(target, source), mode=mode, align_corners=False, antialias=False)[0, 0]
         self.register_buffer("matrix", matrix.contiguous())  # (target, source)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = F.linear(image, self.matrix)  # columns, (1, C, S, T)
-        return F.linear(x.transpose(2, 3), self.matrix).transpose(2, 3)
+        target, source = self.matrix.shape
+        if target < source:  # the larger image is never turned
+            x = F.linear(image, self.matrix)  # columns, (1, C, S, T)
+            return F.linear(x.transpose(2, 3), self.matrix).transpose(2, 3)
+        x = F.linear(image.transpose(2, 3), self.matrix)  # rows, (1, C, S, T)
+        return F.linear(x.transpose(2, 3), self.matrix)
 
 
 class Rewritten(nn.Module):
-    """The parts of a `TaskTok` that a graph is made of, rewritten; it shares the model's weights."""
+    """The parts of a `TaskTok`, fused where it can be, that a graph is made of, rewritten; it shares the model's weights."""
 
     def __init__(self, model: TaskTok) -> None:
         super().__init__()
+        self.config = model.config
         tokenizer, size = model.config.tokenizer, model.config.image_size
         self.prerestorer = sharing_copy(model.prerestorer)
         for parent in list(self.prerestorer.modules()):
@@ -191,21 +243,44 @@ class Rewritten(nn.Module):
                 elif isinstance(child, WindowAttention):
                     setattr(parent, name, FoldedWindowAttention(child))
         same = size == tokenizer.image_size
-        self.shrink = nn.Identity() if same else Bicubic(size, tokenizer.image_size)
-        self.grow = nn.Identity() if same else Bicubic(tokenizer.image_size, size)
-        encoder, decoder = model.tokenizer.encoder, model.tokenizer.decoder
+        self.shrink = nn.Identity() if same else Resize(size, tokenizer.image_size, "bicubic")
+        self.grow = nn.Identity() if same else Resize(tokenizer.image_size, size, "bicubic")
+        encoder, decoder = sharing_copy(model.tokenizer.encoder), model.tokenizer.decoder
+        front = encoder.patch_embed
+        self.unshuffle = front.unshuffle if isinstance(front, Front) else 1
+        if isinstance(front, Front):
+            encoder.patch_embed = BlocksFront(front)
         self.encoder: nn.Module = FoldedEncoder(encoder) if tokenizer.encoder.layers > 1 else encoder
-        self.decoder: nn.Module = FoldedDecoder(decoder) if tokenizer.decoder.layers > 1 else decoder
+        self.decoder: CrossDecoder | FoldedDecoder | Decoder = decoder
+        if tokenizer.cross:
+            self.decoder = CrossDecoder(decoder)
+        elif tokenizer.decoder.layers > 1:
+            self.decoder = FoldedDecoder(decoder)
         self.refiner = model.refiner
-        self.task_nets = model.task_nets
+        self.task_nets = sharing_copy(model.task_nets)
+        for net in self.task_nets.values():
+            if isinstance(net, Segmenter):
+                net.grow = Resize(size // STRIDE, size, "bilinear")
+
+    def blocks(self, frame: Tensor) -> Tensor:
+        """Frame (1, S, S, 3) of any dtype to what `encode` takes: (1, 3, S, S), or for a fused front its blocks."""
+        return space_to_depth(frame, self.unshuffle) if self.unshuffle > 1 else frame.permute(0, 3, 1, 2)
 
     def encode(self, image: Tensor) -> Tensor:
-        """Degraded image (1, 3, S, S) to tokens (1, N, C)."""
+        """What `blocks` gave of a degraded frame, float in [0, 1], to tokens (1, N, C)."""
         return cast(Tensor, self.encoder(self.shrink(self.prerestorer(image))))
+
+    def image(self, features: Tensor) -> Tensor:
+        """The decoder's features (1, G*G, D) to the image (1, 3, S, S)."""
+        return cast(Tensor, self.grow(self.decoder.image(features)))
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens (1, N, C) to image (1, 3, S, S)."""
-        return cast(Tensor, self.grow(self.decoder(tokens)))
+        return self.image(self.decoder.features(tokens))
+
+    def seen(self, features: Tensor, image: Callable[[], Tensor], task: str) -> Tensor:
+        """What the task's network is given: the decoder's features where its stem reads them, else the image."""
+        return features if self.config.fused and self.config.fuses_stem(task) else image()
 
 
 def split_linear(qkv: nn.Linear, *, gain: float) -> list[nn.Linear]:

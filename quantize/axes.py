@@ -112,11 +112,12 @@ def _task_net(name: str, net: nn.Module) -> Iterator[Axis]:
 
 
 def _backbone(name: str, backbone: Backbone) -> Iterator[Axis]:
-    stem, here = f"{name}/stem", f"{name}.backbone"
-    yield from _normed(f"{here}.stem.0.0", f"{here}.stem.0.1", stem)
-    yield from _reads(f"{here}.stem.1.0", stem)
-    stream = f"{name}/stage.0"
-    yield from _normed(f"{here}.stem.1.0", f"{here}.stem.1.1", stream)
+    here, stream = f"{name}.backbone", f"{name}/stage.0"
+    stems = len(list(backbone.stem.children()))
+    if stems == 2:
+        yield from _normed(f"{here}.stem.0.0", f"{here}.stem.0.1", f"{name}/stem")
+        yield from _reads(f"{here}.stem.1.0", f"{name}/stem")
+    yield from _normed(f"{here}.stem.{stems - 1}.0", f"{here}.stem.{stems - 1}.1", stream)
     for i in range(len(backbone.stages)):
         stage, before, inner = f"{here}.stages.{i}", stream, f"{name}/stage.{i}/inner"
         stream = f"{name}/stage.{i}"

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
@@ -15,9 +16,12 @@ from tasktok_edge.data.dataset import to_unit
 from tasktok_edge.errors import UsageError, unknown_word
 from tasktok_edge.model.config import preset
 from tasktok_edge.model.tasktok import TaskTok
+from tasktok_edge.quantize.start import start_from
 from tasktok_edge.train.loop import Batch, Group, Progress, cached, run_stage
 from tasktok_edge.train.losses import feature_loss, task_loss
 from tasktok_edge.train.machine import accelerator_for
+
+STEM_FRAMES = 64  # that stems of another shape are fitted on before the training
 
 
 class DistillRecipe(BaseModel):
@@ -75,7 +79,8 @@ def distill(
     arrays = yield from cached(folder / "cache", spec, accelerator, workers=workers)
     student = TaskTok(config).to(accelerator.device)
     server = server.to(accelerator.device)
-    start_from(server, student)
+    clean = np.stack([arrays["clean"][i] for i in range(min(STEM_FRAMES, recipe.frames))])
+    start_from(server, student, to_unit(torch.from_numpy(clean).permute(0, 3, 1, 2)).to(accelerator.device))
     tasks = list(config.tasks)
     front = [*student.prerestorer.parameters(), *student.tokenizer.parameters(), *student.refiner.parameters()]
     groups = {"front": Group(front, recipe.learning_rate, recipe.steps, recipe.weight_decay)}
@@ -118,31 +123,6 @@ def distill(
     yield Student(student.eval().requires_grad_(False))
 
 
-@torch.no_grad()
-def start_from(server: TaskTok, student: TaskTok) -> None:
-    """Copy from the server whatever has its shape; of deeper stacks, blocks evenly spread from first to last.
-
-    From a random start a student of two layers learns nothing in as few steps as these.
-    """
-    taken = student.state_dict()
-    given = server.state_dict()
-    depth = {name: len(stack) for name, stack in server.named_modules() if isinstance(stack, nn.ModuleList)}
-    for name, stack in student.named_modules():
-        if not isinstance(stack, nn.ModuleList) or name not in depth:
-            continue
-        spread = torch.linspace(0, depth[name] - 1, len(stack)).round().int().tolist()
-        for key in [k for k in given if k.startswith(f"{name}.")]:
-            index, rest = key[len(name) + 1 :].split(".", 1)
-            for mine, theirs in enumerate(spread):
-                if theirs == int(index):
-                    given[f"{name}/{mine}.{rest}"] = given[key]
-    renamed = {key.replace("/", "."): value for key, value in given.items() if "/" in key}
-    source = {**given, **renamed}
-    for key, value in taken.items():
-        if key in source and source[key].shape == value.shape:
-            value.copy_(source[key])
-
-
 def _check_fits(server: TaskTok, *, config_of: str) -> None:
     a, b = server.config, preset(config_of)
     faults = [
@@ -154,7 +134,9 @@ def _check_fits(server: TaskTok, *, config_of: str) -> None:
         )
         if left != right
     ]
-    if a.tasks != b.tasks:
-        faults.append("other task networks")
+    if {name: (t.kind, t.labels, t.net) for name, t in a.tasks.items()} != {
+        n: (t.kind, t.labels, t.net) for n, t in b.tasks.items()
+    }:
+        faults.append("other tasks or labels")
     if faults:
         raise UsageError(f"'{config_of}' cannot be taught by '{a.preset}': {'; '.join(faults)}")

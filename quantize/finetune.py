@@ -100,8 +100,8 @@ def finetune(
             with torch.no_grad():
                 z_wanted = teacher.encode(degraded)
                 refined_wanted = teacher.refiner(z_wanted)
-            losses, restored = restoration_losses(student, task, degraded, clean, z_wanted, refined_wanted)
-            losses[task] = task_loss(net, student.config.tasks[task].kind, net.features(restored), batch)
+            losses, seen = restoration_losses(student, task, degraded, clean, z_wanted, refined_wanted)
+            losses[task] = task_loss(net, student.config.tasks[task].kind, net.features(seen), batch)
             loss = recipe.token_weight * losses["tokens"] + recipe.pixel_weight * losses["pixels"] + losses[task]
         accelerator.backward(loss)
         nn.utils.clip_grad_norm_(groups["front"].parameters, 1.0)
@@ -121,7 +121,7 @@ def finetune(
 def restoration_losses(
     student: TaskTok, task: str, degraded: Tensor, clean: Tensor, z_wanted: Tensor, refined_wanted: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """How far the student's tokens and frame (B, 3, S, S) are from those wanted, and its frame.
+    """How far the student's tokens and frame (B, 3, S, S) are from those wanted, and what its task network is given.
 
     Of its refined tokens all are compared at level `exact`; at the others only the task's own are there.
     """
@@ -133,9 +133,9 @@ def restoration_losses(
         chosen = student.switch.selected(task)
         mixed = student.replace_selected(z, task)
         refined, refined_wanted = mixed[:, chosen], refined_wanted[:, chosen]
-    restored = student.decode(mixed)
+    restored, seen = student.shown(mixed, task)
     tokens = F.l1_loss(z.float(), z_wanted.float()) + F.l1_loss(refined.float(), refined_wanted.float())
-    return {"tokens": tokens, "pixels": F.l1_loss(restored.float(), clean)}, restored
+    return {"tokens": tokens, "pixels": F.l1_loss(restored.float(), clean)}, seen
 
 
 def _groups(student: TaskTok, recipe: FinetuneRecipe, scope: Scope, share: Mapping[str, float]) -> dict[str, Group]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tasktok_edge.data.cache import CacheSpec, build_cache, open_cache
 from tasktok_edge.data.dataset import SceneDataset, to_unit
+from tasktok_edge.model.fuse import fuse
 from tasktok_edge.model.task_nets import TaskNet
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.progress import Doing
@@ -35,6 +36,7 @@ class Made:
     z: Tensor  # (B, N, C)
     tokens: dict[str, Tensor]  # (B, N, C), behind the switch
     frames: dict[str, Tensor]  # (B, 3, S, S)
+    seen: dict[str, Tensor]  # what the task networks are given, the frames or what they are read out of
     answers: dict[str, tuple[Tensor, ...]]  # the task network's own, raw
 
 
@@ -57,6 +59,7 @@ class Judge:
     """
 
     def __init__(self, reference: TaskTok, arrays: Arrays) -> None:
+        reference = fuse(reference)  # an int8 model's layers are those of the fused one
         self.config = reference.config
         self.tasks = list(reference.task_nets)
         self.accelerator = accelerator_for("no", "no")
@@ -124,9 +127,13 @@ def _make(
     image = before.image if before and first > 0 else model.prerestorer(degraded)
     z = before.z if before and first > 1 else model.tokens(image)
     tokens = before.tokens if before and first > 2 else {t: model.replace_selected(z, t) for t in tasks}
-    frames = before.frames if before and first > 3 else {t: model.decode(tokens[t]) for t in tasks}
-    raw = {t: model.task_net(t)(frames[t]) for t in tasks if t in model.task_nets}
-    return Made(image, z, tokens, frames, {t: a if isinstance(a, tuple) else (a,) for t, a in raw.items()})
+    if before and first > 3:
+        frames, seen = before.frames, before.seen
+    else:
+        shown = {t: model.shown(tokens[t], t) for t in tasks}
+        frames, seen = ({t: both[i] for t, both in shown.items()} for i in (0, 1))
+    raw = {t: model.task_net(t)(seen[t]) for t in tasks if t in model.task_nets}
+    return Made(image, z, tokens, frames, seen, {t: a if isinstance(a, tuple) else (a,) for t, a in raw.items()})
 
 
 def psnr_db(got: Sequence[Tensor], want: Sequence[Tensor], *, peak: float | None = None) -> float:

@@ -9,7 +9,8 @@ from tasktok_edge.data.cache import degraded_frame
 from tasktok_edge.errors import UsageError
 from tasktok_edge.frames import crop_resize, windows
 from tasktok_edge.manifest import Precision
-from tasktok_edge.model.int8 import ActivationQuantizer, conv_groups, int8_layers
+from tasktok_edge.model.fuse import fuse
+from tasktok_edge.model.int8 import FRAME, ActivationQuantizer, conv_groups, int8_layers
 from tasktok_edge.model.tasktok import TaskTok
 
 CALIBRATION_FRAMES = 128
@@ -17,6 +18,7 @@ LARGE_MODEL = 50_000_000  # parameters from which a frame takes seconds in PyTor
 LARGE_CALIBRATION_FRAMES = 4
 # Three channels in, three out, at the frame's full size: integers would save nothing and cost the picture 8 bits.
 ALWAYS_FP = ("tokenizer.decoder.conv_out",)
+FRAME_READERS = tuple(f"tokenizer.encoder.patch_embed.{name}" for name in ("conv_in", "image_embed"))
 
 
 def calibration_frames(model: TaskTok, n: int = CALIBRATION_FRAMES) -> Tensor:
@@ -60,6 +62,7 @@ def to_int8(model: TaskTok, calibration: Tensor, *, keep_fp: Collection[str] = (
 
     A name in `keep_fp` stands for a layer, or for all layers below a module. Raises UsageError for one that is neither.
     """
+    model = fuse(model)  # first: one convolution's codes are not another's composed
     names = quantizable(model)
     unknown = [kept for kept in keep_fp if not any(_below(n, kept) for n in names)]
     if unknown:
@@ -67,7 +70,7 @@ def to_int8(model: TaskTok, calibration: Tensor, *, keep_fp: Collection[str] = (
     chosen = [n for n in names if not any(_below(n, kept) for kept in keep_fp)]
     state = folded(model)
     draft = _with(model, state, dict.fromkeys(chosen, "own"))
-    sources = _sources(draft, calibration[:1])
+    sources = _sources(draft, calibration[:1]) | {name: FRAME for name in chosen if name in FRAME_READERS}
     made = _with(model, state, sources)
     calibrate(made, calibration, batch=batch)
     return made
@@ -139,6 +142,6 @@ def _sources(draft: TaskTok, frame: Tensor) -> dict[str, str]:
 def _run(model: TaskTok, frames: Tensor) -> None:
     z = model.encode(frames)
     for task in model.config.tasks:
-        restored = model.decode(model.replace_selected(z, task))
+        _, seen = model.shown(model.replace_selected(z, task), task)
         if task in model.task_nets:
-            model.task_net(task)(restored)
+            model.task_net(task)(seen)

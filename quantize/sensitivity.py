@@ -233,9 +233,11 @@ def _macs(made: TaskTok, frame: Tensor) -> dict[str, int]:
         layer.output.register_forward_pre_hook(lambda _, args, name=name: count(name, args[0]))
         for name, layer in layers.items()
     ]
-    restored = made.restore(frame.float(), next(iter(made.config.tasks)))
+    task = next(iter(made.config.tasks))
+    tokens = made.replace_selected(made.encode(frame.float()), task)
     for task in made.task_nets:
-        made.task_net(task)(restored)
+        _, seen = made.shown(tokens, task)
+        made.task_net(task)(seen)
     for hook in hooks:
         hook.remove()
     return counted

@@ -97,7 +97,8 @@ def scored(out: Path, name: str, model: TaskTok, n: int) -> dict[str, float]:
             squares = np.concatenate([square for h in held[start : start + BATCH] for square in layout.cut(h.degraded)])
             z = model.encode(torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255)
             for task, part in config.tasks.items():
-                answer = model.task_net(task)(model.decode(model.replace_selected(z, task)))
+                _, seen = model.shown(model.replace_selected(z, task), task)
+                answer = model.task_net(task)(seen)
                 raw = raw_answer(answer, Function("predict", task), part)
                 for i in range(len(squares)):
                     one = {key: value[i : i + 1] for key, value in raw.items()}

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tasktok_edge.export.rewrite import Rewritten
 from tasktok_edge.model.config import TaskTokConfig
+from tasktok_edge.model.fuse import fuse
 from tasktok_edge.model.tasktok import StaticSwitch, TaskTok
 from tasktok_edge.published import Published
 
@@ -37,7 +38,8 @@ def count(config: TaskTokConfig, selected: Mapping[str, Sequence[int]]) -> list[
     tokenizer, size = config.tokenizer, config.image_size
     with torch.device("meta"):
         model = TaskTok(config).to("meta").eval()
-        lean = Rewritten(model).to("meta")
+        fused = fuse(model).to("meta")
+        lean = Rewritten(fused).to("meta")
         frame = torch.zeros(1, 3, size, size)
         image = torch.zeros(1, 3, tokenizer.image_size, tokenizer.image_size)
         z = torch.zeros(1, tokenizer.tokens, tokenizer.channels)
@@ -61,15 +63,15 @@ def count(config: TaskTokConfig, selected: Mapping[str, Sequence[int]]) -> list[
                 "encoder",
                 _size(encoder),
                 _macs(lambda: published.encode(image)),
-                _macs(lambda: lean.encoder(lean.shrink(frame))),
+                _macs(lambda: lean.encoder(lean.shrink(lean.blocks(frame.permute(0, 2, 3, 1))))),
             ),
             PartCost("refiner", _size(model.refiner), _macs(lambda: model.refiner(z)), _macs(refined) // max(len(switches), 1)),
-            PartCost("decoder", _size(decoder), _macs(lambda: published.decode(z)), _macs(lambda: lean.grow(lean.decoder(z)))),
+            PartCost("decoder", _size(decoder), _macs(lambda: published.decode(z)), _macs(lambda: lean.decode(z))),
         ]
         for task, net in model.task_nets.items():
             if config.tasks[task].net != "fasterrcnn_mobilenet_v3_large_fpn":  # its cost depends on what it sees
-                macs = _macs(partial(cast(Any, net), frame))
-                costs.append(PartCost(f"{task} network", _size(net), macs, macs))
+                trained, exported = (_macs(partial(cast(Any, m.task_nets[task]), m.shown(z, task)[1])) for m in (model, fused))
+                costs.append(PartCost(f"{task} network", _size(net), trained, exported))
             else:
                 costs.append(PartCost(f"{task} network", _size(net), 0, 0))
     return costs

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tasktok_edge.errors import BundleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had segmentation logits with the channels last
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20  # a thousand times a large one
 GOLDEN = "golden.npz"
@@ -167,7 +167,7 @@ def _shape_faults(function: FunctionSpec, task: TaskSpec, size: int) -> list[str
     wanted: dict[str, list[tuple[int, ...]]] = {
         "restore": [(1, size, size, 3)],
         "cls": [(1, labels)],
-        "seg": [(1, size, size, labels)],
+        "seg": [(1, labels, size, size)],
         "det": [(1, n, 4), (1, n, labels)],
     }
     want = wanted["restore" if function.kind == "restore" else task.kind]
@@ -200,11 +200,12 @@ def parse_manifest(data: bytes) -> Manifest:
         version = _Version.model_validate_json(data, strict=True).schema_version
         if version > SCHEMA_VERSION:
             raise BundleError(
-                f"its manifest has schema version {version}, this tasktok-edge reads up to {SCHEMA_VERSION}: "
+                f"its manifest has schema version {version}, this tasktok-edge reads {SCHEMA_VERSION} alone: "
                 "upgrade tasktok-edge"
             )
-        if version < 1:
-            raise BundleError(f"its manifest has schema version {version}, which never was")
+        if version < SCHEMA_VERSION:
+            told = f"its manifest has schema version {version}, this tasktok-edge reads {SCHEMA_VERSION} alone"
+            raise BundleError(f"{told}: export the bundle again")
         return Manifest.model_validate_json(data, strict=True)
     except ValidationError as error:
         faults = [": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors()]

@@ -25,8 +25,10 @@ class Published:
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N, C) to an image of the tokenizer's own size."""
         decoder = self.model.tokenizer.decoder
+        if decoder.cross:
+            return decoder(tokens)
         x = torch.cat([decoder.constant_rows().expand(tokens.shape[0], -1, -1), decoder.latents(tokens)], 1)
-        return decoder.image(decoder.transformer(decoder.ln_pre(x))[:, decoder.patch_rows])
+        return decoder.image(decoder.ln_post(decoder.transformer(decoder.ln_pre(x))[:, decoder.patch_rows]))
 
     def restore(self, image: Tensor, task: str) -> Tensor:
         """The whole way of a frame."""

@@ -43,8 +43,7 @@ class Reference:
             if function.kind == "restore":
                 outputs[function.entry] = self.model.restore(image, function.task).permute(0, 2, 3, 1).numpy()
             else:
-                net = self.model.task_net(function.task)
-                answer = net(self.model.restore(image, function.task))
+                answer = self.model(image, function.task)
                 outputs |= raw_answer(answer, function, self.model.config.tasks[function.task])
         return outputs
 
@@ -82,7 +81,7 @@ def raw_answer(answer: object, function: Function, config: TaskConfig) -> RawOut
         boxes, logits = cast(tuple[torch.Tensor, torch.Tensor], answer)
         return dict(zip(names, (boxes.numpy(), torch.sigmoid(logits).numpy()), strict=True))
     if config.kind == "seg":
-        return {names[0]: cast(torch.Tensor, answer).permute(0, 2, 3, 1).numpy()}
+        return {names[0]: cast(torch.Tensor, answer).numpy()}
     return {names[0]: cast(torch.Tensor, answer).numpy()}
 
 

@@ -28,7 +28,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "restore_cls": (1, SIZE, SIZE, 3),
     "predict_cls": (1, 4),
     "restore_seg": (1, SIZE, SIZE, 3),
-    "predict_seg": (1, SIZE, SIZE, 5),
+    "predict_seg": (1, 5, SIZE, SIZE),
     "restore_det": (1, SIZE, SIZE, 3),
     "predict_det_boxes": (1, 16, 4),
     "predict_det_scores": (1, 16, 3),
@@ -109,7 +109,7 @@ def finish(
 
 def _n_labels(task: str, answers: Mapping[str, NDArray[np.float32]]) -> int:
     name = "predict_det_scores" if task == "det" else f"predict_{task}"
-    return answers[name].shape[-1] if name in answers else LABELS[task]
+    return answers[name].shape[1 if task == "seg" else -1] if name in answers else LABELS[task]
 
 
 def hollow_bundle(
@@ -194,7 +194,7 @@ def _tiny():  # type: ignore[no-untyped-def]  # a torch module, and this file mu
                 cls.permute(0, 2, 3, 1),
                 self.cls_p(cls.mean((2, 3))),
                 seg.permute(0, 2, 3, 1),
-                self.seg_p(seg).permute(0, 2, 3, 1),
+                self.seg_p(seg),
                 det.permute(0, 2, 3, 1),
                 boxes,
                 torch.sigmoid(self.score(det)).flatten(2).transpose(1, 2),

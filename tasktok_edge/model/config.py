@@ -22,6 +22,7 @@ class ViTConfig(_Config):
     layers: int
     heads: int
     mlp_ratio: float = 4.0
+    activation: Literal["gelu", "relu"] = "gelu"  # int8 engines make ReLU a part of the layer before it
     kept: tuple[tuple[int, int], ...] = ()  # of each block, what slimming left: heads and hidden units of the MLP
 
     @property
@@ -42,6 +43,9 @@ class TokenizerConfig(_Config):
     channels: int
     encoder: ViTConfig
     decoder: ViTConfig
+    class_token: bool = True  # a row of neither patches nor latents, which nobody reads
+    cross: bool = False  # the decoder's patches see the latents alone, not each other, and the latents stay as they are
+    smooth: bool = True  # a 3x3 convolution over the decoded pixels
 
     @property
     def grid(self) -> int:
@@ -77,6 +81,7 @@ class TaskConfig(_Config):
     framing: Literal["windows", "pad"] = "windows"  # how a frame that is not square is brought to the model's square
     # What follows is for the small networks of the scenes alone.
     stem: int = 0
+    patch: int = 0  # in the place of a stem of two convolutions, one that reads the image in patches of this side
     widths: tuple[int, ...] = ()  # one stage each, the first at stride 4, each further one halves the grid
     head: int = 0  # channels of the feature pyramid; unused by classification
 
@@ -86,7 +91,7 @@ class TaskConfig(_Config):
 
     @property
     def is_incomplete(self) -> bool:
-        return self.net == "scenes" and not (self.stem and self.widths)
+        return self.net == "scenes" and not (self.widths and (self.stem or self.patch))
 
 
 class TaskTokConfig(_Config):
@@ -99,8 +104,26 @@ class TaskTokConfig(_Config):
     refiner: ViTConfig
     tasks: dict[str, TaskConfig]
     level: Level = "exact"
+    fused: bool = False  # layers that meet at an image are one, and the image is never made: see model/fuse.py
     int8: dict[str, str] = {}  # layers that compute in int8, and where their input is quantised: see model/int8.py
     resize: Literal["area", "bicubic"] = "area"  # how a frame is brought to `image_size`; official models alias by design
+
+    @property
+    def fuses_front(self) -> bool:
+        """Whether the pre-restorer's last convolution and the patch embedding can be one: nothing but sums lies between."""
+        pre, tokenizer = self.prerestorer, self.tokenizer
+        light = isinstance(pre, PreRestorerConfig) and pre.blocks > 0
+        return light and tokenizer.image_size == self.image_size and tokenizer.patch % pre.unshuffle == 0
+
+    def fuses_stem(self, task: str) -> bool:
+        """Whether the decoder's last layer and the first of this task's network can be one."""
+        tokenizer, patch = self.tokenizer, self.tasks[task].patch
+        plain = not tokenizer.smooth and tokenizer.image_size == self.image_size
+        return plain and patch > 0 and tokenizer.patch % patch == 0
+
+    @property
+    def can_fuse(self) -> bool:
+        return not self.fused and (self.fuses_front or any(self.fuses_stem(task) for task in self.tasks))
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "TaskTokConfig":
@@ -136,11 +159,11 @@ class TaskTokConfig(_Config):
 SCENE_KINDS = ("ball", "box", "triangle", "star", "ring", "cross", "crescent", "capsule")
 
 
-def _scene_tasks(stem: int, widths: tuple[int, ...], head: int) -> dict[str, TaskConfig]:
+def _scene_tasks(widths: tuple[int, ...], head: int, *, stem: int = 0, patch: int = 0) -> dict[str, TaskConfig]:
     return {
-        "cls": TaskConfig(kind="cls", labels=SCENE_KINDS, stem=stem, widths=widths),
-        "seg": TaskConfig(kind="seg", labels=("background", *SCENE_KINDS), stem=stem, widths=widths, head=head),
-        "det": TaskConfig(kind="det", labels=SCENE_KINDS, stem=stem, widths=widths, head=head),
+        "cls": TaskConfig(kind="cls", labels=SCENE_KINDS, stem=stem, patch=patch, widths=widths),
+        "seg": TaskConfig(kind="seg", labels=("background", *SCENE_KINDS), stem=stem, patch=patch, widths=widths, head=head),
+        "det": TaskConfig(kind="det", labels=SCENE_KINDS, stem=stem, patch=patch, widths=widths, head=head),
     }
 
 
@@ -158,7 +181,7 @@ PRESETS: dict[str, TaskTokConfig] = {
             decoder=ViTConfig(width=192, layers=5, heads=6),
         ),
         refiner=ViTConfig(width=128, layers=4, heads=4),
-        tasks=_scene_tasks(24, (32, 64, 128), 48),
+        tasks=_scene_tasks((32, 64, 128), 48, stem=24),
     ),
     "scenes-edge": TaskTokConfig(
         preset="scenes-edge",
@@ -171,9 +194,11 @@ PRESETS: dict[str, TaskTokConfig] = {
             channels=64,
             encoder=ViTConfig(width=128, layers=2, heads=4),
             decoder=ViTConfig(width=192, layers=2, heads=6),
+            class_token=False,
+            smooth=False,
         ),
         refiner=ViTConfig(width=128, layers=2, heads=4),
-        tasks=_scene_tasks(24, (32, 64, 128), 48),
+        tasks=_scene_tasks((32, 64, 128), 48, patch=4),
     ),
     # Not trained, not shipped: seconds to build and export, for tests. N differs from the channel count on purpose, so that
     # a transposed token tensor shows.
@@ -190,7 +215,7 @@ PRESETS: dict[str, TaskTokConfig] = {
             decoder=ViTConfig(width=16, layers=2, heads=2),
         ),
         refiner=ViTConfig(width=16, layers=2, heads=2),
-        tasks=_scene_tasks(8, (8, 8, 16), 8),
+        tasks=_scene_tasks((8, 8, 16), 8, stem=8),
     ),
 }
 

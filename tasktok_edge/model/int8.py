@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LOWEST, HIGHEST = -128, 127
+FRAME = "frame"
 RANGE_MOMENTUM = 0.02  # of ranges that follow a training
 
 
@@ -80,6 +81,14 @@ class Quantised(nn.Identity):
         return self.by.scale
 
 
+class FramePixels(nn.Identity):
+    """In the place of a quantizer where the frame itself is read: its bytes are codes already."""
+
+    @property
+    def scale(self) -> Tensor:
+        return torch.tensor(1 / 255)
+
+
 class _Int8Layer(nn.Module):
     """What both kinds of layer share: `weight` (out, …) with `weight_scale` (out,), quantizers before and behind."""
 
@@ -89,7 +98,7 @@ class _Int8Layer(nn.Module):
     bypassed = False
 
     def _add_quantizers(self) -> None:
-        self.input: ActivationQuantizer | Quantised = ActivationQuantizer()
+        self.input: ActivationQuantizer | Quantised | FramePixels = ActivationQuantizer()
         self.output = ActivationQuantizer()
         self.register_buffer("weight_scale", torch.ones(len(self.weight)))
 
@@ -133,10 +142,11 @@ class _Int8Layer(nn.Module):
 
 
 class Int8Linear(_Int8Layer, nn.Linear):
-    """`nn.Linear` in int8."""
+    """`nn.Linear` in int8, and the ReLU behind it where there is one."""
 
-    def __init__(self, n_in: int, n_out: int) -> None:
+    def __init__(self, n_in: int, n_out: int, *, relu: bool = False) -> None:
         nn.Linear.__init__(self, n_in, n_out)
+        self.relu = relu
         self._add_quantizers()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,7 +154,8 @@ class Int8Linear(_Int8Layer, nn.Linear):
 
     def rows(self, x: Tensor, rows: slice) -> Tensor:
         """The outputs `rows` alone."""
-        return cast(Tensor, self.output(F.linear(self.input(x), self.rounded()[rows], self.rounded_bias()[rows])))
+        y = F.linear(self.input(x), self.rounded()[rows], self.rounded_bias()[rows])
+        return cast(Tensor, self.output(F.relu(y) if self.relu else y))
 
 
 class Int8Conv2d(_Int8Layer, nn.Conv2d):
@@ -173,7 +184,7 @@ def build_int8(model: nn.Module, inputs: Mapping[str, str]) -> None:
     """Replace layers of `model` by their int8 form, in place and without weights; every batch normalisation is folded away.
 
     `inputs` names each such layer and says where its input is quantised: "own", by a quantizer of its own; "as NAME", by that
-    of another layer that reads the same tensor; "after NAME", by the layer that made it.
+    of another layer that reads the same tensor; "after NAME", by the layer that made it; "frame", by the camera.
     """
     for name, norm, relu in conv_groups(model):
         conv = cast(nn.Conv2d, model.get_submodule(name))
@@ -188,12 +199,18 @@ def build_int8(model: nn.Module, inputs: Mapping[str, str]) -> None:
     for name in inputs:
         layer = model.get_submodule(name)
         if isinstance(layer, nn.Linear):
-            model.set_submodule(name, Int8Linear(layer.in_features, layer.out_features))
+            relu = f"{name.rpartition('.')[0]}.act" if name.endswith(".fc") else None
+            fused = relu is not None and isinstance(model.get_submodule(relu), nn.ReLU)
+            model.set_submodule(name, Int8Linear(layer.in_features, layer.out_features, relu=fused))
+            if relu is not None and fused:
+                model.set_submodule(relu, nn.Identity())
     layers = int8_layers(model)
     for name, source in inputs.items():
         kind, _, other = source.partition(" ")
         if kind == "as":
             layers[name].input = layers[other].input
+        elif kind == FRAME:
+            layers[name].input = FramePixels()
         elif kind == "after":
             layers[name].input = Quantised(layers[other].output)
 

@@ -9,12 +9,22 @@ from tasktok_edge.model.deeplab import DeepLabV3
 from tasktok_edge.model.faster_rcnn import FasterRCNN
 from tasktok_edge.model.resnet import ResNet18
 
+STRIDE = 4  # of a network's first stage, and of its pyramid
+
 
 class ConvBN(nn.Sequential):
-    """3x3 convolution, batch normalisation, ReLU."""
+    """Convolution, 3x3 and padded or reading patches side by side, batch normalisation, ReLU."""
 
-    def __init__(self, n_in: int, n_out: int, *, stride: int = 1) -> None:
-        super().__init__(nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=False))
+    def __init__(self, n_in: int, n_out: int, *, kernel: int = 3, stride: int = 1) -> None:
+        conv = nn.Conv2d(n_in, n_out, kernel, stride, 1 if kernel == 3 else 0, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(n_out), nn.ReLU(inplace=False))
+
+
+class Stem(nn.Sequential):
+    """Image (B, 3, S, S), nominal [0, 1], to the first features."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image * 2 - 1)
 
 
 class BasicBlock(nn.Module):
@@ -39,7 +49,10 @@ class Backbone(nn.Module):
 
     def __init__(self, config: TaskConfig) -> None:
         super().__init__()
-        self.stem = nn.Sequential(ConvBN(3, config.stem, stride=2), ConvBN(config.stem, config.widths[0], stride=2))
+        if config.patch:
+            self.stem: nn.Module = Stem(ConvBN(3, config.widths[0], kernel=config.patch, stride=config.patch))
+        else:
+            self.stem = Stem(ConvBN(3, config.stem, stride=2), ConvBN(config.stem, config.widths[0], stride=2))
         n_in, stages = config.widths[0], []
         for i, width in enumerate(config.widths):
             stages.append(BasicBlock(n_in, width, 1 if i == 0 else 2))
@@ -47,7 +60,7 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        x, features = self.stem(image * 2 - 1), []
+        x, features = self.stem(image), []  # a stem that was fused with the decoder reads its features instead
         for stage in self.stages:
             x = stage(x)
             features.append(x)
@@ -96,6 +109,7 @@ class Segmenter(nn.Module):
         self.backbone = Backbone(config)
         self.pyramid = Pyramid(config)
         self.head = nn.Conv2d(config.head, config.n_outputs, 1)
+        self.grow: nn.Module = nn.Upsample(scale_factor=float(STRIDE), mode="bilinear", align_corners=False)
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The last stage, and the pyramid at stride 4."""
@@ -103,7 +117,7 @@ class Segmenter(nn.Module):
         return [stages[-1], self.pyramid(stages)]
 
     def answer(self, features: list[Tensor]) -> Tensor:
-        return F.interpolate(self.head(features[1]), scale_factor=4.0, mode="bilinear", align_corners=False)
+        return self.grow(self.head(features[1]))
 
     def forward(self, image: Tensor) -> Tensor:
         return self.answer(self.features(image))
@@ -115,7 +129,6 @@ class Detector(nn.Module):
     Anchor-free: a heat map per label (CenterNet, arXiv 1904.07850) and distances to the four sides (FCOS, arXiv 1904.01355).
     """
 
-    stride = 4
     centres: Tensor  # (G*G, 2)
 
     def __init__(self, config: TaskConfig, image_size: int) -> None:
@@ -126,7 +139,7 @@ class Detector(nn.Module):
         self.heat = nn.Conv2d(config.head, config.n_outputs, 1)
         self.sides = nn.Conv2d(config.head, 4, 1)
         nn.init.constant_(self.heat.bias, -4.0) if self.heat.bias is not None else None
-        cells = (torch.arange(image_size // self.stride, device="cpu") + 0.5) * self.stride
+        cells = (torch.arange(image_size // STRIDE, device="cpu") + 0.5) * STRIDE
         y, x = torch.meshgrid(cells, cells, indexing="ij")
         self.register_buffer("centres", torch.stack([x, y], -1).reshape(-1, 2), persistent=False)  # (G*G, 2)
 
@@ -137,7 +150,7 @@ class Detector(nn.Module):
 
     def answer(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         x = self.tower(features[1])
-        sides = F.softplus(self.sides(x)).flatten(2).transpose(1, 2) * (4 * self.stride)  # left, top, right, bottom
+        sides = F.softplus(self.sides(x)).flatten(2).transpose(1, 2) * (4 * STRIDE)  # left, top, right, bottom
         boxes = torch.cat([self.centres - sides[..., :2], self.centres + sides[..., 2:]], -1)
         return boxes, self.heat(x).flatten(2).transpose(1, 2)
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasktok_edge.errors import UsageError, unknown_word
-from tasktok_edge.model.config import Level, TaskTokConfig
+from tasktok_edge.model.config import Level, PreRestorerConfig, TaskTokConfig
+from tasktok_edge.model.fuse import Front, Readout
 from tasktok_edge.model.int8 import build_int8
 from tasktok_edge.model.prerestorer import build_prerestorer
 from tasktok_edge.model.refiner import Refiner, TokenSwitch
@@ -42,8 +43,22 @@ class TaskTok(nn.Module):
                 if task.net not in ("none", "own")  # one of the user's own is put in by `with_task_net`
             }
         )
+        if config.fused:
+            self._build_fused()
         if config.int8:
             build_int8(self, config.int8)
+
+    def _build_fused(self) -> None:
+        config, tokenizer, pre = self.config, self.config.tokenizer, self.config.prerestorer
+        if config.fuses_front and isinstance(pre, PreRestorerConfig):
+            self.prerestorer = nn.Identity()
+            self.tokenizer.encoder.patch_embed = Front(pre, patch=tokenizer.patch, width=tokenizer.encoder.width)
+        for task, net in self.task_nets.items():
+            if config.fuses_stem(task):
+                own = config.tasks[task]
+                cells = tokenizer.patch // own.patch
+                stem = Readout(tokenizer.decoder.width, own.widths[0], grid=tokenizer.grid, cells=cells)
+                net.get_submodule("backbone").stem = stem
 
     def task_net(self, task: str) -> TaskNet:
         """The network that answers this task; UsageError where the model only restores for it."""
@@ -68,6 +83,16 @@ class TaskTok(nn.Module):
         """Tokens (B, N, C) to image (B, 3, S, S)."""
         return _resized(self.tokenizer.decoder(tokens), self.config.image_size)
 
+    def shown(self, tokens: Tensor, task: str) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, C) to the restored image (B, 3, S, S), and what the task's network is given.
+
+        That is the image; or where the network's first layer was fused with the decoder's last, the features (B, G*G, D) that
+        both read.
+        """
+        features = self.tokenizer.decoder.features(tokens)
+        image = _resized(self.tokenizer.decoder.image(features), self.config.image_size)
+        return image, features if self.config.fused and self.config.fuses_stem(task) else image
+
     def replace_selected(self, z: Tensor, task: str) -> Tensor:
         """Put refined tokens in the place of those of z (B, N, C) for which this task's switch is on.
 
@@ -90,7 +115,8 @@ class TaskTok(nn.Module):
 
     def forward(self, image: Tensor, task: str) -> Tensor | tuple[Tensor, Tensor]:
         """Degraded image to the task's raw answer: see the task network's own docstring."""
-        return self.task_net(task)(self.restore(image, task))
+        net = self.task_net(task)
+        return net(self.shown(self.replace_selected(self.encode(image), task), task)[1])
 
 
 class StaticSwitch(nn.Module):

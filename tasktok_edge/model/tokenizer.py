@@ -10,8 +10,13 @@ from tasktok_edge.model.vit import Transformer, embedding, grid_embedding, init_
 
 
 def _positions(config: TokenizerConfig, width: int) -> nn.Parameter:
-    """The class embedding's place, then the patches', (1 + G*G, D)."""
-    return nn.Parameter(torch.cat([torch.zeros(1, width), grid_embedding(config.grid, config.grid, width).data]))
+    """The class embedding's place where there is one, then the patches', (1 + G*G, D)."""
+    return nn.Parameter(torch.cat([torch.zeros(_first(config), width), grid_embedding(config.grid, config.grid, width).data]))
+
+
+def _first(config: TokenizerConfig) -> int:
+    """How many rows stand before the patches'."""
+    return int(config.class_token)
 
 
 @torch.no_grad()
@@ -27,9 +32,10 @@ class Encoder(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         width = config.encoder.width
-        self.latent_rows = slice(config.grid**2 + 1, config.grid**2 + 1 + config.tokens)
-        self.patch_embed = nn.Conv2d(3, width, config.patch, config.patch)
-        self.class_embedding = embedding(1, width)
+        self.first = _first(config)
+        self.latent_rows = slice(self.first + config.grid**2, self.first + config.grid**2 + config.tokens)
+        self.patch_embed: nn.Module = nn.Conv2d(3, width, config.patch, config.patch)  # or a `fuse.Front`
+        self.class_embedding = embedding(1, width) if config.class_token else None
         self.positional_embedding = _positions(config, width)
         self.latent_tokens = nn.Parameter(torch.zeros(config.tokens, width))
         self.latent_positional_embedding = token_embedding(config.tokens, width)
@@ -38,7 +44,7 @@ class Encoder(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.conv_out = nn.Linear(width, config.channels)  # a 1x1 convolution in the official file
         self.apply(init_weights)
-        _see_contrast(self.patch_embed)
+        _see_contrast(cast(nn.Conv2d, self.patch_embed))
 
     def forward(self, image: Tensor) -> Tensor:
         first, latents = (rows.expand(image.shape[0], -1, -1) for rows in self.constant_rows())
@@ -48,11 +54,13 @@ class Encoder(nn.Module):
 
     def patches(self, image: Tensor) -> Tensor:
         """The rows that depend on the image, (B, G*G, D)."""
-        return self.patch_embed(image).flatten(2).transpose(1, 2) + self.positional_embedding[1:]
+        return self.patch_embed(image).flatten(2).transpose(1, 2) + self.positional_embedding[self.first :]
 
     def constant_rows(self) -> tuple[Tensor, Tensor]:
-        """The rows before and after the patches, the same for every image: (1, 1, D) and (1, N, D)."""
-        first = self.class_embedding + self.positional_embedding[:1]
+        """The rows before and after the patches, the same for every image: (1, 1 or 0, D) and (1, N, D)."""
+        first = self.positional_embedding[: self.first]
+        if self.class_embedding is not None:
+            first = self.class_embedding + first
         return first[None], (self.latent_tokens + self.latent_positional_embedding)[None]
 
 
@@ -62,10 +70,10 @@ class Decoder(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         width = config.decoder.width
-        self.patch, self.grid = config.patch, config.grid
-        self.patch_rows = slice(1, config.grid**2 + 1)
+        self.patch, self.grid, self.first, self.cross = config.patch, config.grid, _first(config), config.cross
+        self.patch_rows = slice(self.first, self.first + config.grid**2)
         self.decoder_embed = nn.Linear(config.channels, width)
-        self.class_embedding = embedding(1, width)
+        self.class_embedding = embedding(1, width) if config.class_token else None
         self.positional_embedding = _positions(config, width)
         self.mask_token = nn.Parameter(torch.zeros(1, width))
         self.latent_positional_embedding = token_embedding(config.tokens, width)
@@ -73,18 +81,28 @@ class Decoder(nn.Module):
         self.transformer = Transformer(config.decoder)
         self.ln_post = nn.LayerNorm(width)
         self.ffn = nn.Linear(width, config.patch**2 * 3)  # a 1x1 convolution in the official file
-        self.conv_out = nn.Conv2d(3, 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(3, 3, 3, padding=1) if config.smooth else nn.Identity()
         self.apply(init_weights)
         # Starts as an even grey: what is learned first is then a read-out of the features, and their content survives.
         nn.init.zeros_(self.ffn.weight)
         nn.init.constant_(self.ffn.bias, 0.5)
-        nn.init.dirac_(self.conv_out.weight)
-        nn.init.zeros_(cast(nn.Parameter, self.conv_out.bias))
+        if isinstance(self.conv_out, nn.Conv2d):
+            nn.init.dirac_(self.conv_out.weight)
+            nn.init.zeros_(cast(nn.Parameter, self.conv_out.bias))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        return self.image(self.features(tokens))
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """What the image is read out of, a row a patch: (B, G*G, D)."""
         masks = self.constant_rows().expand(tokens.shape[0], -1, -1)
+        if self.cross:  # CrossMAE (arXiv 2401.14391)
+            x, latents = self.ln_pre(masks[:, self.patch_rows]), self.ln_pre(self.latents(tokens))
+            for block in self.transformer.blocks:
+                x = block.cross(x, latents)
+            return self.ln_post(x)
         x = self.ln_pre(torch.cat([masks, self.latents(tokens)], 1))  # the latents stand last
-        return self.image(self.transformer(x, self.patch_rows))
+        return self.ln_post(self.transformer(x, self.patch_rows))
 
     def latents(self, tokens: Tensor) -> Tensor:
         """The rows that depend on the tokens, (B, N, D)."""
@@ -92,13 +110,16 @@ class Decoder(nn.Module):
 
     def constant_rows(self) -> Tensor:
         """The rows before the latents, the same for every image: class and mask tokens, (1, 1 + G*G, D)."""
-        position = self.positional_embedding
-        return torch.cat([self.class_embedding + position[:1], self.mask_token + position[1:]])[None]
+        position, first = self.positional_embedding, self.first
+        masks = self.mask_token + position[first:]
+        if self.class_embedding is not None:
+            masks = torch.cat([self.class_embedding + position[:first], masks])
+        return masks[None]
 
-    def image(self, rows: Tensor) -> Tensor:
-        """The patches' rows (B, G*G, D) to the image."""
-        b, g, p = rows.shape[0], self.grid, self.patch
-        x = self.ffn(self.ln_post(rows))  # (B, G*G, p*p*3) in the order (p1, p2, c), as the official file has it
+    def image(self, features: Tensor) -> Tensor:
+        """The patches' features (B, G*G, D) to the image (B, 3, S, S)."""
+        b, g, p = features.shape[0], self.grid, self.patch
+        x = self.ffn(features)  # (B, G*G, p*p*3) in the order (p1, p2, c), as the official file has it
         return self.conv_out(x.reshape(b, g, g, p, p * 3).transpose(2, 3).reshape(b, g * p, g * p, 3).permute(0, 3, 1, 2))
 
 

@@ -63,7 +63,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x += attention(LN x); x += MLP(LN x), with exact GELU (LN eps 1e-5, no dropout, no layer scale, as in TiTok)."""
+    """x += attention(LN x); x += MLP(LN x), with exact GELU or ReLU (LN eps 1e-5, no dropout, no layer scale, as in TiTok)."""
 
     def __init__(self, config: ViTConfig, i: int) -> None:
         super().__init__()
@@ -72,6 +72,7 @@ class Block(nn.Module):
         self.attn = Attention(config.width, heads, config.head_width)
         self.ln_2 = nn.LayerNorm(config.width)
         self.fc = nn.Linear(config.width, hidden)
+        self.act: nn.Module = nn.ReLU() if config.activation == "relu" else nn.GELU()
         self.proj = nn.Linear(hidden, config.width)
 
     def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
@@ -81,7 +82,12 @@ class Block(nn.Module):
 
     def mlp(self, x: Tensor) -> Tensor:
         """The second half, x + MLP(LN x)."""
-        return x + self.proj(F.gelu(self.fc(self.ln_2(x))))
+        return x + self.proj(self.act(self.fc(self.ln_2(x))))
+
+    def cross(self, x: Tensor, context: Tensor) -> Tensor:
+        """Rows x (B, M, D) that see the rows `context` (B, K, D) alone."""
+        q = self.attn.queries(self.ln_1(x))
+        return self.mlp(x + self.attn.attend(q, *self.attn.keys_values(self.ln_1(context))))
 
 
 class Transformer(nn.Module):

@@ -13,11 +13,11 @@ from tasktok_edge.export import Target
 from tasktok_edge.export.executorch import delegated
 from tasktok_edge.export.graph import Deployed, model_functions
 from tasktok_edge.export.rewrite import (
-    Bicubic,
     FoldedDecoder,
     FoldedEncoder,
     FoldedWindowAttention,
     PhaseUpsample,
+    Resize,
     sharing_copy,
 )
 from tasktok_edge.macs import count
@@ -62,7 +62,7 @@ def test_phase_convolutions_equal_nearest_and_convolution(n_in: int, n_out: int,
 def test_bicubic_as_two_products(source: int, target: int) -> None:
     x = torch.rand(1, 3, source, source)
     wanted = F.interpolate(x, size=(target, target), mode="bicubic", align_corners=False, antialias=False)
-    torch.testing.assert_close(Bicubic(source, target)(x), wanted, **TIGHT)
+    torch.testing.assert_close(Resize(source, target, "bicubic")(x), wanted, **TIGHT)
 
 
 def test_constant_rows_are_folded_exactly(tiny: TaskTok) -> None:

@@ -25,17 +25,17 @@ def test_classification_averages_probabilities_not_logits() -> None:
 
 @pytest.mark.parametrize("labels", [1, 2, 7])
 def test_segmentation_takes_the_first_of_the_best(labels: int) -> None:
-    logits = np.random.default_rng(0).integers(0, 3, (1, 16, 16, labels)).astype(np.float32)  # many ties
+    logits = np.random.default_rng(0).integers(0, 3, (1, labels, 16, 16)).astype(np.float32)  # many ties
     found = segmentation([logits], lay_out(16, 16, 16), tuple("abcdefg"[:labels]))
-    np.testing.assert_array_equal(found.mask, logits[0].argmax(-1))
+    np.testing.assert_array_equal(found.mask, logits[0].argmax(0))
     assert found.mask.dtype == np.uint8
 
 
 def test_segmentation_over_windows() -> None:
     layout = lay_out(20, 50, 8)
-    logits = [np.full((1, 8, 8, 3), -5.0, np.float32) for _ in layout.windows]
+    logits = [np.full((1, 3, 8, 8), -5.0, np.float32) for _ in layout.windows]
     for i, x in enumerate(logits):
-        x[..., i] = 5.0
+        x[:, i] = 5.0
     mask = segmentation(logits, layout, ("a", "b", "c")).mask
     assert mask.shape == (20, 50)
     assert mask[:, 0].tolist() == [0] * 20
@@ -68,9 +68,9 @@ def test_detections_in_a_padded_frame() -> None:
 
 
 def test_segmentation_of_a_padded_frame() -> None:
-    logits = np.zeros((1, 8, 8, 2), np.float32)
-    logits[0, :4, 4:, 1] = 9.0  # the right half of the four rows that are the frame
-    logits[0, 4:, :, 1] = 9.0  # and all that is not
+    logits = np.zeros((1, 2, 8, 8), np.float32)
+    logits[0, 1, :4, 4:] = 9.0  # the right half of the four rows that are the frame
+    logits[0, 1, 4:] = 9.0  # and all that is not
     mask = segmentation([logits], lay_out(20, 40, 8, framing="pad"), NAMES).mask
     assert mask.shape == (20, 40)
     assert (mask[:, :17] == 0).all() and (mask[:, 23:] == 1).all()
