@@ -82,7 +82,8 @@ class Deployed(nn.Module):
     ) -> None:
         super().__init__()
         model = fuse(model)
-        self.functions, self.image_input, self.pixels = list(functions), image_input, Pixels(dtype)
+        self.functions, self.image_input = list(functions), image_input
+        self.pixels: nn.Module = Pixels(dtype)  # or an exporter's own way of it
         self.model = Rewritten(model)
         self.size, self.level = model.config.image_size, model.config.level
         self.switches = nn.ModuleDict({task: model.static_switch(task) for task in dict.fromkeys(f.task for f in functions)})

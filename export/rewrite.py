@@ -97,9 +97,7 @@ class CrossDecoder(nn.Module):
         decoder, block = self.decoder, _first(self.decoder.transformer)
         latents = decoder.ln_pre(decoder.latents(tokens))
         x = block.mlp(self.x + block.attn.attend(self.q, *block.attn.keys_values(block.ln_1(latents))))
-        for later in list(decoder.transformer.blocks)[1:]:
-            x = later.cross(x, latents)
-        return decoder.ln_post(x)
+        return decoder.ln_post(decoder.transformer.cross(x, latents, first=1))
 
     def image(self, features: Tensor) -> Tensor:
         return self.decoder.image(features)

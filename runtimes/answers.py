@@ -86,7 +86,8 @@ def suppress(boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) ->
     if not len(boxes):
         return np.zeros(0, np.intp)
     sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
-    kept = cv2.dnn.NMSBoxesBatched(sides, scores, labels.astype(np.int32), 0.0, NMS_IOU, top_k=MAX_CANDIDATES)
+    suppressed: Any = cv2.dnn.NMSBoxesBatched  # its annotation knows lists alone
+    kept = suppressed(sides, scores, labels.astype(np.int32), 0.0, NMS_IOU, top_k=MAX_CANDIDATES)
     return np.asarray(kept, np.intp)[:MAX_BOXES]
 
 

@@ -17,10 +17,15 @@ from tasktok_edge.model.tasktok import TaskTok
 M = TypeVar("M", bound=torch.nn.Module)
 
 
-def build_tiny(seed: int = 0) -> TaskTok:
+def build_tiny(seed: int = 0, name: str = "tiny") -> TaskTok:
     """A tiny TaskTok of random weights whose parts all do something."""
     torch.manual_seed(seed)
-    return shake(TaskTok(preset("tiny")))
+    return shake(TaskTok(preset(name)))
+
+
+def build_tiny_edge() -> TaskTok:
+    """The same of an edge model's structure."""
+    return build_tiny(name="tiny-edge")
 
 
 def shake(module: M) -> M:

@@ -24,7 +24,10 @@ class Stem(nn.Sequential):
     """Image (B, 3, S, S), nominal [0, 1], to the first features."""
 
     def forward(self, image: Tensor) -> Tensor:
-        return super().forward(image * 2 - 1)
+        x = image * 2 - 1
+        for layer in self:
+            x = layer(x)
+        return x
 
 
 class BasicBlock(nn.Module):

@@ -34,7 +34,8 @@ class Encoder(nn.Module):
         width = config.encoder.width
         self.first = _first(config)
         self.latent_rows = slice(self.first + config.grid**2, self.first + config.grid**2 + config.tokens)
-        self.patch_embed: nn.Module = nn.Conv2d(3, width, config.patch, config.patch)  # or a `fuse.Front`
+        patch_embed = nn.Conv2d(3, width, config.patch, config.patch)
+        self.patch_embed: nn.Module = patch_embed  # or a `fuse.Front`
         self.class_embedding = embedding(1, width) if config.class_token else None
         self.positional_embedding = _positions(config, width)
         self.latent_tokens = nn.Parameter(torch.zeros(config.tokens, width))
@@ -44,7 +45,7 @@ class Encoder(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.conv_out = nn.Linear(width, config.channels)  # a 1x1 convolution in the official file
         self.apply(init_weights)
-        _see_contrast(cast(nn.Conv2d, self.patch_embed))
+        _see_contrast(patch_embed)
 
     def forward(self, image: Tensor) -> Tensor:
         first, latents = (rows.expand(image.shape[0], -1, -1) for rows in self.constant_rows())
@@ -98,9 +99,7 @@ class Decoder(nn.Module):
         masks = self.constant_rows().expand(tokens.shape[0], -1, -1)
         if self.cross:  # CrossMAE (arXiv 2401.14391)
             x, latents = self.ln_pre(masks[:, self.patch_rows]), self.ln_pre(self.latents(tokens))
-            for block in self.transformer.blocks:
-                x = block.cross(x, latents)
-            return self.ln_post(x)
+            return self.ln_post(self.transformer.cross(x, latents))
         x = self.ln_pre(torch.cat([masks, self.latents(tokens)], 1))  # the latents stand last
         return self.ln_post(self.transformer(x, self.patch_rows))
 

@@ -108,6 +108,12 @@ class Transformer(nn.Module):
             x = block(torch.cat([x, context], 1), rows)
         return x
 
+    def cross(self, x: Tensor, context: Tensor, *, first: int = 0) -> Tensor:
+        """Rows x (B, M, D) that in every block from the `first` on see the rows `context` (B, K, D) alone."""
+        for block in list(self.blocks)[first:]:
+            x = cast(Block, block).cross(x, context)
+        return x
+
     def trunk(self, x: Tensor) -> Tensor:
         """All blocks but the last, (B, N, D): the same for every choice of rows."""
         for block in list(self.blocks)[:-1]:

@@ -19,9 +19,8 @@ from tasktok_edge.model.int8 import Int8Conv2d, Int8Linear, int8_layers
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.parity import Exported, export_verified
 from tasktok_edge.quantize import ptq
-from tasktok_edge.quantize.ptq import ALWAYS_FP
 from tasktok_edge.runtimes import load
-from tests.conftest import build_tiny
+from tests.conftest import build_tiny, build_tiny_edge
 from tests.export.test_rewrite import official_kind
 
 FORMS: list[Form] = ["int8", "uint8", "fake"]
@@ -43,7 +42,7 @@ def quantised(model: TaskTok) -> TaskTok:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("int8")
-    save_checkpoint(folder, quantised(build_tiny()), facts={})
+    save_checkpoint(folder, quantised(build_tiny_edge()), facts={})
     return folder
 
 
@@ -55,7 +54,7 @@ def exported(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", [build_tiny, official_kind])
+@pytest.mark.parametrize("kind", [build_tiny, build_tiny_edge, official_kind])
 def test_every_form_is_the_simulation(form: Form, kind: Any) -> None:
     model = quantised(kind())
     graph = Deployed(model, model_functions(model.config)).eval()
@@ -64,7 +63,7 @@ def test_every_form_is_the_simulation(form: Form, kind: Any) -> None:
         assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize("kind", [build_tiny, official_kind])
+@pytest.mark.parametrize("kind", [build_tiny, build_tiny_edge, official_kind])
 def test_layers_taken_apart_keep_their_codes(kind: Any) -> None:
     model = quantised(kind())
     graph = Deployed(model, model_functions(model.config)).eval()
@@ -95,7 +94,7 @@ def test_onnx_runtime_computes_in_integers(checkpoint: Path, tmp_path: Path) -> 
     model = load_checkpoint(checkpoint).model
     onnx_target.build(model, model_functions(model.config), tmp_path, precision="int8", say=lambda _: None)
     plain = onnx.load(tmp_path / "model.onnx")
-    kept = {tuple(model.get_submodule(name).weight.shape) for name in [*FP, *ALWAYS_FP]}  # type: ignore[union-attr]
+    kept = {tuple(model.get_submodule(name).weight.shape) for name in FP}  # type: ignore[union-attr]
     shapes = {tuple(i.dims) for i in plain.graph.initializer if i.data_type == onnx.TensorProto.INT8 and len(i.dims) > 1}
     assert shapes >= {tuple(layer.weight.shape) for layer in int8_layers(model).values()}
     options = ort.SessionOptions()

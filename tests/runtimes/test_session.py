@@ -65,7 +65,7 @@ def test_the_answer_at_the_function_size_is_the_modules(session: Session) -> Non
     label = session.predict(FRAME, "cls")
     assert isinstance(mask, Segmentation)
     assert isinstance(label, Classification)
-    np.testing.assert_array_equal(mask.mask, want["predict_seg"][0].argmax(-1))
+    np.testing.assert_array_equal(mask.mask, want["predict_seg"][0].argmax(0))
     assert label.index == want["predict_cls"].argmax()
 
 
