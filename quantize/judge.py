@@ -19,7 +19,6 @@ from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.progress import Doing
 from tasktok_edge.quantize.ptq import CALIBRATION_FRAMES
 from tasktok_edge.train.evaluate import tally
-from tasktok_edge.train.machine import accelerator_for
 
 JUDGING_FRAMES = 200
 BATCH = 25
@@ -55,14 +54,14 @@ class Verdict:
 class Judge:
     """Holds labelled frames, and what `reference` makes of them.
 
-    `arrays` are those of a `SceneDataset`. Metrics are of this process alone.
+    `arrays` are those of a `SceneDataset`. Metrics are of this process alone, without Accelerate: that keeps one precision a
+    process, which is that of the fine-tuning behind it.
     """
 
     def __init__(self, reference: TaskTok, arrays: Arrays) -> None:
         reference = fuse(reference)  # an int8 model's layers are those of the fused one
         self.config = reference.config
         self.tasks = list(reference.task_nets)
-        self.accelerator = accelerator_for("no", "no")
         device = next(reference.parameters()).device
         data = SceneDataset(arrays)
         self.batches: list[dict[str, Tensor]] = []
@@ -103,7 +102,7 @@ class Judge:
         counts = tally(self.config.tasks[task])
         for batch, made, wanted in zip(self.batches, answers, self.wanted, strict=True):
             counts.add(cast(TaskNet, _Answered(made)), wanted.frames[task], batch)
-        return 100 * counts.value(self.accelerator)
+        return 100 * counts.value()
 
 
 class _Answered:

@@ -13,11 +13,12 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-def test_from_checkpoint_to_answer(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_from_checkpoint_to_answer(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Export by the documented command, load in a fresh interpreter without torch, restore, answer."""
     out = tmp_path / "out"
-    words = [sys.executable, "-m", "tasktok_edge.export", "--target", "openvino", "--checkpoint", str(tiny_checkpoint)]
-    done = subprocess.run([*words, "--out", str(out)], cwd=ROOT, capture_output=True, text=True)
+    words = ["--target", "openvino", "--checkpoint", str(tiny_checkpoint), "--out", str(out)]
+    command = [sys.executable, "-m", "tasktok_edge.export", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "passed" in done.stdout
     program = f"""
@@ -32,8 +33,9 @@ assert "torch" not in sys.modules
     used = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert used.returncode == 0, used.stderr
     assert used.stdout.startswith("(48, 64, 3) ")
-    again = subprocess.run([*words, "--out", str(out)], cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 2 and "--overwrite" in again.stderr and again.stderr.count("\n") == 1
+    assert run(["export", *words]) == 2
+    error = capsys.readouterr().err
+    assert "--overwrite" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,11 @@ Labels = Mapping[str, Tensor | list[Tensor]]
 
 
 class Tally(Protocol):
-    """Takes a task network's answers batch by batch; `value` is the metric over all processes."""
+    """Takes a task network's answers batch by batch; `value` is the metric over all processes, or over this one alone."""
 
     def add(self, net: TaskNet, images: Tensor, labels: Labels) -> None: ...
 
-    def value(self, accelerator: Accelerator) -> float: ...
+    def value(self, accelerator: Accelerator | None = None) -> float: ...
 
 
 class TopOne:
@@ -44,7 +44,7 @@ class TopOne:
         right = net(images).argmax(1) == cast(Tensor, labels["label"])
         self.counts += torch.tensor([int(right.sum()), len(right)])
 
-    def value(self, accelerator: Accelerator) -> float:
+    def value(self, accelerator: Accelerator | None = None) -> float:
         right, n = _summed(self.counts, accelerator).tolist()
         return right / max(n, 1)
 
@@ -59,7 +59,7 @@ class MeanIoU:
         found, wanted = net(images).argmax(1), cast(Tensor, labels["semantic"])
         self.matrix += multiclass_confusion_matrix(found, wanted, self.n, ignore_index=IGNORED).cpu()
 
-    def value(self, accelerator: Accelerator) -> float:
+    def value(self, accelerator: Accelerator | None = None) -> float:
         matrix = _summed(self.matrix, accelerator)
         union = matrix.sum(0) + matrix.sum(1) - matrix.diag()
         return float((matrix.diag() / union)[union > 0].mean()) if union.any() else 0.0
@@ -81,8 +81,8 @@ class CocoMap:
             boxes, kinds = labels["boxes"][i][there].cpu().numpy(), (labels["box_labels"][i][there] - first).cpu().numpy()
             self.answers.append((found, SimpleNamespace(boxes=boxes, box_labels=kinds)))
 
-    def value(self, accelerator: Accelerator) -> float:
-        every = gather_object(self.answers)
+    def value(self, accelerator: Accelerator | None = None) -> float:
+        every = self.answers if accelerator is None else gather_object(self.answers)
         found, truth = zip(*every, strict=True)
         return max(coco_map(found, cast(list[Frame], truth)), 0.0)  # -1 where there is nothing to find
 
@@ -129,8 +129,8 @@ def _resized(image: Tensor, side: int) -> Tensor:
     return F.interpolate(image, size=(side, side), mode="bicubic", align_corners=False, antialias=False)
 
 
-def _summed(counts: Tensor, accelerator: Accelerator) -> Tensor:
-    if accelerator.num_processes == 1:
+def _summed(counts: Tensor, accelerator: Accelerator | None) -> Tensor:
+    if accelerator is None or accelerator.num_processes == 1:
         return counts
     device = accelerator.device
     exact = counts.to(device, torch.float64 if device.type != "mps" else torch.float32)

@@ -9,15 +9,12 @@ import pytest
 
 from tasktok_edge import runtimes
 from tasktok_edge.cli import run
-from tasktok_edge.model.checkpoint import load_checkpoint
-from tasktok_edge.parity import export_verified
-from tests.helpers_bundle import RESTORE_ONLY, StandIn, golden, hollow_bundle, twisted
+from tests.helpers_bundle import RESTORE_ONLY, StandIn, build, golden, hollow_bundle, twisted
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("out") / "b"
-    return export_verified(load_checkpoint(tiny_checkpoint), "onnx", out, tasks=("cls", "seg", "det"), precision="fp32").path
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("out") / "b", "openvino")
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,9 @@ from tasktok_edge.parity import Exported, export_verified
 from tasktok_edge.runtimes import Classification, Detections, Segmentation, load
 
 ALL: tuple[str, ...] = ("cls", "seg", "det")
+Case = tuple[Target, Precision, tuple[str, ...]]
 # ExecuTorch takes 20 s a function to lower, whatever its size.
-CASES: list[tuple[Target, Precision, tuple[str, ...]]] = [
+CASES: list[Case] = [
     ("openvino", "fp32", ALL),
     ("openvino", "fp16", ALL),
     ("onnx", "fp32", ALL),
@@ -32,11 +35,22 @@ CASES: list[tuple[Target, Precision, tuple[str, ...]]] = [
 ]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
-def exported(request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    target, precision, tasks = request.param
-    out = tmp_path_factory.mktemp("out") / f"{target}-{precision}"
-    return export_verified(load_checkpoint(tiny_checkpoint), target, out, tasks=tasks, precision=precision)
+@pytest.fixture(scope="module")
+def exports(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Exported]:
+    """Export once what several tests look at."""
+
+    @cache
+    def export(case: Case) -> Exported:
+        target, precision, tasks = case
+        out = tmp_path_factory.mktemp("out") / f"{target}-{precision}"
+        return export_verified(load_checkpoint(tiny_checkpoint), target, out, tasks=tasks, precision=precision)
+
+    return export
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def exported(request: pytest.FixtureRequest, exports: Callable[[Case], Exported]) -> Exported:
+    return exports(request.param)
 
 
 @pytest.mark.slow
@@ -82,13 +96,11 @@ def test_the_bundle_says_what_it_is(exported: Exported, tiny_checkpoint: Path) -
 
 
 @pytest.mark.slow
-def test_fp16_is_about_half_the_size(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_fp16_is_about_half_the_size(exports: Callable[[Case], Exported]) -> None:
     sizes = {}
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
     for precision in precisions:
-        path = tmp_path / precision
-        export_verified(load_checkpoint(tiny_checkpoint), "onnx", path, tasks=("cls",), precision=precision)
-        proto = onnx.load(path / "model.onnx")
+        proto = onnx.load(exports(("onnx", precision, ALL)).path / "model.onnx")
         sizes[precision] = sum(len(i.raw_data) for i in proto.graph.initializer)
     assert sizes["fp16"] < 0.6 * sizes["fp32"]
 

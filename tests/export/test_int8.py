@@ -10,7 +10,6 @@ import torch
 
 from tasktok_edge.cli import run
 from tasktok_edge.errors import UsageError
-from tasktok_edge.export import onnx as onnx_target
 from tasktok_edge.export.executorch import delegated, lower
 from tasktok_edge.export.graph import Deployed, Function, model_functions
 from tasktok_edge.export.int8 import Form, in_codes
@@ -88,18 +87,18 @@ def test_parity_passes_and_the_bundle_says_what_is_int8(exported: Exported, chec
 
 
 @pytest.mark.slow
-def test_onnx_runtime_computes_in_integers(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exported", CASES[:1], indirect=True, ids=["onnx"])
+def test_onnx_runtime_computes_in_integers(exported: Exported, checkpoint: Path, tmp_path: Path) -> None:
     import onnxruntime as ort
 
     model = load_checkpoint(checkpoint).model
-    onnx_target.build(model, model_functions(model.config), tmp_path, precision="int8", say=lambda _: None)
-    plain = onnx.load(tmp_path / "model.onnx")
+    plain = onnx.load(exported.path / "model.onnx")
     kept = {tuple(model.get_submodule(name).weight.shape) for name in FP}  # type: ignore[union-attr]
     shapes = {tuple(i.dims) for i in plain.graph.initializer if i.data_type == onnx.TensorProto.INT8 and len(i.dims) > 1}
     assert shapes >= {tuple(layer.weight.shape) for layer in int8_layers(model).values()}
     options = ort.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 3
-    ort.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
+    ort.InferenceSession(exported.path / "model.onnx", options, providers=["CPUExecutionProvider"])
     found = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     linears, convs = (sum(isinstance(x, kind) for x in int8_layers(model).values()) for kind in (Int8Linear, Int8Conv2d))
     assert found["QGemm"] >= linears and found["QLinearConv"] >= convs  # more, for some have their rows taken apart
@@ -111,8 +110,7 @@ def test_openvino_computes_in_integers(checkpoint: Path, tmp_path: Path) -> None
     from tasktok_edge.export import openvino as target
 
     model = load_checkpoint(checkpoint).model
-    function = Function("predict", "det")
-    target.build(model, [function], tmp_path, precision="int8", say=lambda _: None)
+    target.build(model, [Function("predict", "det")], tmp_path, precision="int8", say=lambda _: None)
     import openvino as ov
 
     compiled = ov.Core().compile_model(tmp_path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -40,7 +40,7 @@ def official_kind() -> TaskTok:
     config = TaskTokConfig(
         preset="tiny-official",
         image_size=32,
-        prerestorer=SwinIRConfig(width=12, depths=(2, 2), heads=2, window=4, unshuffle=4, head_width=8),
+        prerestorer=SwinIRConfig(width=12, depths=(2,), heads=2, window=4, unshuffle=4, head_width=8),
         tokenizer=tiny.tokenizer.model_copy(update={"image_size": 16, "patch": 4}),
         refiner=tiny.refiner,
         tasks={t: c.model_copy(update={"net": "none"}) for t, c in tiny.tasks.items()},

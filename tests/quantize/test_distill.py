@@ -12,12 +12,19 @@ from tests.conftest import build_tiny
 
 
 @pytest.mark.slow
-def test_a_student_comes_out(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_student_comes_out_and_is_weighed(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tasktok_edge import shrunk
     from tasktok_edge.cli import run
 
+    monkeypatch.setattr(shrunk, "FAST_TARGETS", ("onnx",))  # ExecuTorch's export takes half a minute
     out = tmp_path / "edge"
     words = ["quantize", "--method", "distill", "--checkpoint", str(tiny_checkpoint), "--preset", "tiny", "--recipe", "tiny"]
-    assert run([*words, "--out", str(out), "--workers", "1"]) == 0
+    assert run([*words, "--out", str(out), "--workers", "1", "--frames", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 held-out degraded frames" in shown and "after distill" in shown
+    assert "times faster" in shown and "onnx" in shown
     student, server = load_checkpoint(out / "checkpoint").model, load_checkpoint(tiny_checkpoint).model
     for task in server.config.tasks:
         assert student.switch.selected(task) == server.switch.selected(task)

@@ -1,16 +1,20 @@
 """`quantize` as a user types it, on the tiny model: methods combine, a stopped run goes on, a seed gives the same bits."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from tasktok_edge import cli_quantize
 from tasktok_edge.cli import run
 from tasktok_edge.errors import UsageError
 from tasktok_edge.model.checkpoint import load_checkpoint
 from tasktok_edge.model.int8 import int8_layers
+from tasktok_edge.quantize import ptq, shrink
 from tasktok_edge.quantize.prune import sparsity_of
+from tasktok_edge.quantize.ptq import quantizable
 from tasktok_edge.quantize.shrink import methods_of
 from tasktok_edge.train import loop
 
@@ -24,6 +28,13 @@ def quantize(checkpoint: Path, out: Path, cache: Path, *words: str) -> int:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _few_frames_calibrate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the 128 of the product takes longer than what is tested here."""
+    monkeypatch.setattr(shrink, "calibration_frames", partial(ptq.calibration_frames, n=8))
+    monkeypatch.setattr(ptq, "calibration_frames", partial(ptq.calibration_frames, n=8))
 
 
 @pytest.mark.slow
@@ -71,6 +82,17 @@ def test_a_stopped_qat_goes_on_to_the_same_bits(
     assert a.sha256 == b.sha256
     ptq = load_checkpoint(tmp_path / "whole" / "after-ptq").model
     assert not torch.equal(ptq.refiner.conv_in.weight, a.model.refiner.conv_in.weight)
+
+
+@pytest.mark.slow
+def test_what_judges_layers_leaves_the_precision_to_what_tunes_behind_it(
+    tiny_checkpoint: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate keeps one precision a process: a judge in fp32 would stop the fine-tuning in bf16."""
+    monkeypatch.setattr(cli_quantize, "_frames_of", partial(cli_quantize._frames_of, n=4))
+    assert quantize(tiny_checkpoint, tmp_path, cache, "--method", "qat", "--keep-fp", "worst:3") == 0
+    made = load_checkpoint(tmp_path / "checkpoint").model
+    assert len(quantizable(made)) == 3 and len(made.config.int8) > 50
 
 
 def test_scope_refiner_leaves_the_rest_alone(tiny_checkpoint: Path, cache: Path, tmp_path: Path) -> None:
