@@ -11,8 +11,7 @@ import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_dec
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasktok_edge.export.graph import Deployed
-from tasktok_edge.export.rewrite import sharing_copy
+from tasktok_edge.export.rewrite import M, sharing_copy
 from tasktok_edge.model.int8 import HIGHEST, LOWEST, ActivationQuantizer, Int8Conv2d, Int8Layer, Int8Linear, Quantised
 
 # "int8" and "uint8": pairs of quantize and dequantize of such codes. "fake": one operator that rounds, as OpenVINO writes it;
@@ -84,8 +83,8 @@ class CodedConv2d(_Layer):
         return torch.neg(torch.neg(y)) if self.apart else y
 
 
-def in_codes(module: Deployed, form: Form) -> Deployed:
-    """Give a copy of the graph with every int8 layer in this form."""
+def in_codes(module: M, form: Form) -> M:
+    """Give a copy of a graph, or of a part of one, with every int8 layer in this form."""
     module = sharing_copy(module)
     layers = [m for m in module.modules() if isinstance(m, Int8Linear | Int8Conv2d)]
     read = {layer.input.by for layer in layers if isinstance(layer.input, Quantised)}
