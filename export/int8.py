@@ -11,8 +11,7 @@ import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_dec
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasktok_edge.export.graph import Deployed
-from tasktok_edge.export.rewrite import sharing_copy
+from tasktok_edge.export.rewrite import M, sharing_copy
 from tasktok_edge.model.int8 import (
     HIGHEST,
     LOWEST,
@@ -110,14 +109,14 @@ class CodedConv2d(_Layer):
         return torch.neg(torch.neg(y)) if self.apart else y
 
 
-def in_codes(module: Deployed, form: Form) -> Deployed:
-    """Give a copy of the graph with every int8 layer in this form."""
+def in_codes(module: M, form: Form) -> M:
+    """Give a copy of a graph, or of a part of one, with every int8 layer in this form."""
     module = sharing_copy(module)
     layers = [m for m in module.modules() if isinstance(m, Int8Linear | Int8Conv2d)]
     read = {layer.input.by for layer in layers if isinstance(layer.input, Quantised)}
     made = {layer: _coded(layer, form, apart=layer.output not in read) for layer in layers}  # what parts share stays one
     if form != "int8" and any(isinstance(layer.input, FramePixels) for layer in layers):
-        module.pixels = Codes(form)
+        module.register_module("pixels", Codes(form))
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Int8Linear | Int8Conv2d):

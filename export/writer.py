@@ -37,9 +37,11 @@ Their licence is the one under which that checkpoint was given to you; tasktok-e
 # do between int8 and fp32. With all layers in int8 PyTorch, disturbed by its last bit, is 42 dB from itself, and so are the
 # engines (45 dB with the shipped model, up to 150 dB for a frame without such a value).
 FLOOR_DB: dict[str, float] = {"fp32": 100.0, "fp16": 60.0, "int8": 40.0}
-# Through 24 layers of a decoder 1024 wide fp16 gathers more: 56.5 dB seen where an engine also computes in it.
+# Through 24 layers of a decoder 1024 wide fp16 gathers more: 56.5 dB seen where an engine also computes in it. Int8 as well:
+# with random weights, whose frames spread over 8 instead of 1, PyTorch is 31.9 dB from itself, its sums disturbed by 1e-6, and
+# so are the engines from PyTorch; int8 itself is 31.1 dB from fp32.
 DEEP_LAYERS = 12
-DEEP_FLOOR_DB: dict[str, float] = {"fp32": 100.0, "fp16": 55.0, "int8": 35.0}
+DEEP_FLOOR_DB: dict[str, float] = {"fp32": 100.0, "fp16": 55.0, "int8": 30.0}
 # Of raw answers, peak: their largest magnitude. Logits are not pictures, and fp16 throughout moves them by 1/300 of that (51 dB
 # seen), int8 by 1/20 (26 dB); what counts is the answer, which must be the same on 99.5 % of frames.
 ANSWER_FLOOR_DB: dict[str, float] = {"fp32": 100.0, "fp16": 45.0, "int8": 20.0}

@@ -107,11 +107,14 @@ def _below(name: str, kept: str) -> bool:
 
 
 def _with(model: TaskTok, state: dict[str, Tensor], sources: dict[str, str]) -> TaskTok:
-    made = TaskTok(model.config.model_copy(update={"int8": sources}))
-    for task, net in model.task_nets.items():
-        if task not in made.task_nets:  # a user's own, which no config builds
-            made.task_nets[task] = net
-    made.load_state_dict(made.state_dict() | state)
+    own = {task: net for task, net in model.task_nets.items() if model.config.tasks[task].net == "own"}
+    with torch.device("meta"):  # shapes alone: to draw the start values of an official size takes minutes
+        made = TaskTok(model.config.model_copy(update={"int8": sources}))
+    ranges = {name: torch.zeros(value.shape) for name, value in made.state_dict().items() if name not in state}
+    theirs = {name for name in state if any(_below(name, f"task_nets.{task}") for task in own)}
+    made.load_state_dict(ranges | {name: value for name, value in state.items() if name not in theirs}, assign=True)
+    for task, net in own.items():  # which no config builds
+        made.task_nets[task] = net
     for layer in int8_layers(made).values():
         layer.scale_weight()
     return made.eval().requires_grad_(False)

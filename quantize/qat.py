@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from torch import Tensor
 
 from tasktok_edge.errors import UsageError
+from tasktok_edge.model.fuse import fuse
 from tasktok_edge.model.int8 import ActivationQuantizer, int8_layers
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.quantize.finetune import Bench, Scope, finetune
@@ -19,6 +20,7 @@ def quantize_after(model: TaskTok, calibration: Tensor, *, scope: Scope, keep_fp
     """Post-training quantization of the refiner or of the whole pipeline; `calibration` is (n, 3, S, S) float in [0, 1]."""
     if model.config.int8:
         raise UsageError("this checkpoint computes in int8 already: give the floating-point one that it was made of")
+    model = fuse(model)
     outside = [part for part in OUTSIDE_REFINER if scope == "refiner" and list(model.get_submodule(part).parameters())]
     return to_int8(model, calibration, keep_fp=[*keep_fp, *outside])
 

@@ -106,7 +106,7 @@ def switchable(model: TaskTok, calibration: Tensor, *, keep_fp: Collection[str] 
     layers = int8_layers(made)
     for name, source in made.config.int8.items():
         kind, _, other = source.partition(" ")
-        if kind != "own":
+        if kind in ("as", "after"):
             layers[name].input = deepcopy(layers[other].input if kind == "as" else layers[other].output)
     return made
 

@@ -9,9 +9,11 @@ from torch import nn
 from tasktok_edge.errors import CheckpointError, UsageError
 from tasktok_edge.model.checkpoint import load_checkpoint, save_checkpoint
 from tasktok_edge.model.int8 import ActivationQuantizer, Int8Linear, int8_layers
+from tasktok_edge.model.own_net import with_task_net
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.quantize.ptq import folded, quantizable, to_int8
 from tests.conftest import build_tiny
+from tests.official_files import write
 from tests.quantize.test_slim import answers
 
 
@@ -72,6 +74,29 @@ def test_folding_is_exact() -> None:
             for a, b in zip(other.task_net(task).features(x), model.task_net(task).features(x), strict=True):
                 torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
     assert "task_nets.cls.backbone.stem.0.0.bias" in folded(model)
+
+
+def test_a_network_of_the_users_own_stays_as_it_is() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    nn.init.constant_(net[1].running_var, 4.0)
+    model, image = with_task_net(build_tiny(), "cls", net.eval(), ("a", "b", "c", "d")), torch.rand(1, 3, 32, 32)
+    wanted = net(image).detach()
+    assert torch.equal(made(model).task_net("cls")(image), wanted) and torch.equal(net(image), wanted)
+
+
+@pytest.mark.slow
+def test_official_files_are_quantised_without_start_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, svd = load_checkpoint(write(tmp_path, "mini")).model, torch.linalg.svd
+
+    def of_shapes(x: torch.Tensor) -> object:
+        assert x.is_meta  # those of an official size take minutes
+        return svd(x)
+
+    monkeypatch.setattr(torch.linalg, "svd", of_shapes)
+    other, frame = to_int8(model, torch.rand(1, 3, 512, 512)), torch.rand(1, 3, 512, 512)
+    assert list(other.config.int8) == quantizable(model)
+    with torch.no_grad():
+        assert psnr(other.restore(frame, "seg"), model.restore(frame, "seg")) > 25
 
 
 def test_it_is_near_and_comes_back_bit_by_bit(tmp_path: Path) -> None:

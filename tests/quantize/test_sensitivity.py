@@ -97,7 +97,7 @@ def test_all_layers_on_is_the_int8_model(tiny: TaskTok) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "prerestorer.blocks.0.conv_1",  # with a ReLU
+        "tokenizer.encoder.patch_embed.blocks.0.conv_1",  # with a ReLU
         "task_nets.cls.backbone.stages.1.conv_2",  # reads what another layer quantises
         "task_nets.seg.backbone.stages.1.shortcut.0",  # shares another's input quantizer
         "tokenizer.encoder.transformer.blocks.0.fc",
@@ -152,7 +152,7 @@ def test_every_layer_and_the_tasks_it_touches(broken: TaskTok, measured: Sensiti
     assert set(by_name["task_nets.seg.head"].drop) == set(by_name["task_nets.seg.head"].db) == {"seg"}
     assert set(by_name["tokenizer.decoder.ffn"].db) == {"frames", "cls", "seg", "det"}
     assert set(by_name["refiner.conv_in"].db) == {"tokens", "frames", "cls", "seg", "det"}
-    assert by_name["prerestorer.conv_in"].macs == 48 * 8 * 9 * 8 * 8
+    assert by_name["tokenizer.encoder.patch_embed.conv_in"].macs == 48 * 8 * 9 * 8 * 8
     assert by_name["task_nets.cls.head"].bytes == 16 * 8 + 4 * 8
     assert {row.part for row in measured.rows} >= {"pre-restorer", "encoder", "refiner", "decoder", "det network"}
     assert all(row.worst_db <= 100 for row in measured.rows)
