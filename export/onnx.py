@@ -40,8 +40,8 @@ def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precis
     CommonSubexpressionEliminationPass()(exported.model)
     exported.optimize()
     RemoveUnusedNodesPass()(exported.model)  # with the weights that were transposed
-    if precision == "fp16":
-        store_in_fp16(exported.model)
+    if precision != "fp32":
+        store_in_fp16(exported.model, only_as_it_is=precision == "int8")
     for node in exported.model.graph.all_nodes():
         node.metadata_props.clear()  # where in PyTorch it comes from: 2 MB for a small model
     say("saving and checking")
@@ -50,8 +50,8 @@ def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precis
     onnx.checker.check_model(folder / FILE, full_check=True)
 
 
-def store_in_fp16(model: ir.Model) -> None:
-    """Keep every float matrix as fp16 behind a Cast, in place.
+def store_in_fp16(model: ir.Model, *, only_as_it_is: bool = False) -> None:
+    """Keep every float matrix, or every one that loses nothing by it, as fp16 behind a Cast, in place.
 
     ONNX Runtime's CPU folds the casts when it loads; a graph that computes in fp16 would be cast back and forth at every
     operator there, slower than fp32.
@@ -61,7 +61,10 @@ def store_in_fp16(model: ir.Model) -> None:
         tensor = value.const_value
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) < 2:
             continue
-        values = tensor.numpy().astype(np.float16)
+        exact = tensor.numpy()
+        values = exact.astype(np.float16)
+        if only_as_it_is and not np.array_equal(values.astype(exact.dtype), exact):
+            continue
         shape = ir.Shape(values.shape)
         half = ir.Value(name=f"{name}_fp16", shape=shape, type=ir.TensorType(ir.DataType.FLOAT16))
         half.const_value = ir.tensor(values, name=half.name)

@@ -10,7 +10,7 @@ from tasktok_edge.errors import UsageError
 from tasktok_edge.frames import crop_resize, windows
 from tasktok_edge.manifest import Precision
 from tasktok_edge.model.fuse import fuse
-from tasktok_edge.model.int8 import FRAME, ActivationQuantizer, conv_groups, int8_layers
+from tasktok_edge.model.int8 import FRAME, ActivationQuantizer, conv_groups, int8_layers, round_others
 from tasktok_edge.model.tasktok import TaskTok
 
 CALIBRATION_FRAMES = 128
@@ -72,6 +72,7 @@ def to_int8(model: TaskTok, calibration: Tensor, *, keep_fp: Collection[str] = (
     draft = _with(model, state, dict.fromkeys(chosen, "own"))
     sources = _sources(draft, calibration[:1]) | {name: FRAME for name in chosen if name in FRAME_READERS}
     made = _with(model, state, sources)
+    round_others(made)
     calibrate(made, calibration, batch=batch)
     return made
 

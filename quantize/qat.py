@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tasktok_edge.errors import UsageError
 from tasktok_edge.model.fuse import fuse
-from tasktok_edge.model.int8 import ActivationQuantizer, int8_layers
+from tasktok_edge.model.int8 import ActivationQuantizer, int8_layers, round_others
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.quantize.finetune import Bench, Scope, finetune
 from tasktok_edge.quantize.ptq import to_int8
@@ -48,3 +48,4 @@ def qat(
     yield from finetune(bench, quantized, teacher, name=name, scope=scope, before_step=before_step, after_step=after_step)
     for layer in int8_layers(quantized).values():
         layer.scale_weight()  # the last update came after the last time
+    round_others(quantized)

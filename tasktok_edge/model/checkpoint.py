@@ -123,14 +123,18 @@ def save_checkpoint(
 
 def _packed(module: nn.Module, *, exact: bool) -> dict[str, Tensor]:
     layers = int8_layers(module)
-    exact = exact or bool(layers)  # a code may fall on its neighbour where something before it was rounded
     state = {name: value.detach().cpu() for name, value in module.state_dict().items()}
     # num_batches_tracked only matters to training with a cumulative average, which nobody here uses.
     state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    packed = {n: v.half() if v.ndim >= 2 and v.is_floating_point() and not exact else v for n, v in state.items()}
+    # Rounding before an int8 layer may move a code to its neighbour: there only what is in fp16 already is kept so.
+    packed = {n: v.half() if _goes_to_half(v, only_as_it_is=bool(layers)) and not exact else v for n, v in state.items()}
     packed |= {f"{name}.weight": layer.codes().cpu() for name, layer in layers.items()}
     # A quantizer that several layers share is in the state under each of their names; the file wants tensors of their own.
     return {name: value.clone() if value.ndim == 0 else value.contiguous() for name, value in packed.items()}
+
+
+def _goes_to_half(x: Tensor, *, only_as_it_is: bool) -> bool:
+    return x.ndim >= 2 and x.is_floating_point() and (not only_as_it_is or torch.equal(x.half().to(x.dtype), x))
 
 
 def _unpacked(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from tasktok_edge.errors import CheckpointError, UsageError
 from tasktok_edge.model.checkpoint import load_checkpoint, save_checkpoint
+from tasktok_edge.model.fuse import fuse
 from tasktok_edge.model.int8 import ActivationQuantizer, Int8Linear, int8_layers
 from tasktok_edge.model.own_net import with_task_net
 from tasktok_edge.model.tasktok import TaskTok
@@ -62,8 +63,8 @@ def test_folding_is_exact() -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
-    only = quantizable(model)[0]  # one layer in int8, and every batch norm folded
-    other = made(model, keep_fp=[n for n in quantizable(model) if n != only])
+    only = quantizable(fuse(model))[0]  # one layer in int8, and every batch norm folded
+    other = made(model, keep_fp=[n for n in quantizable(fuse(model)) if n != only])
     assert list(other.config.int8) == [only]
     other.get_submodule(only).output = nn.Identity()
     assert not any(isinstance(m, nn.BatchNorm2d) for m in other.modules())
@@ -94,7 +95,7 @@ def test_official_files_are_quantised_without_start_values(tmp_path: Path, monke
 
     monkeypatch.setattr(torch.linalg, "svd", of_shapes)
     other, frame = to_int8(model, torch.rand(1, 3, 512, 512)), torch.rand(1, 3, 512, 512)
-    assert list(other.config.int8) == quantizable(model)
+    assert list(other.config.int8) == quantizable(fuse(model))
     with torch.no_grad():
         assert psnr(other.restore(frame, "seg"), model.restore(frame, "seg")) > 25
 
@@ -111,7 +112,7 @@ def test_it_is_near_and_comes_back_bit_by_bit(tmp_path: Path) -> None:
     for a, b in zip(answers(again.model, image), answers(other, image), strict=True):
         assert torch.equal(a, b)
     codes = [layer.codes() for layer in int8_layers(again.model).values()]
-    assert len(codes) == len(quantizable(model)) and all(int(c.abs().max()) == 127 for c in codes)
+    assert len(codes) == len(quantizable(fuse(model))) and all(int(c.abs().max()) == 127 for c in codes)
 
 
 def test_inputs_are_quantised_once() -> None:

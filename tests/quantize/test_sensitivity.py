@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasktok_edge.errors import UsageError
+from tasktok_edge.model.fuse import fuse
 from tasktok_edge.model.int8 import ActivationQuantizer, Int8Conv2d, int8_layers
 from tasktok_edge.model.task_nets import Segmenter
 from tasktok_edge.model.tasktok import TaskTok
@@ -142,11 +143,11 @@ def reached(model: TaskTok, name: str) -> Tensor:
     part, task = name.split(".")[:2]
     if part == "task_nets":
         return model.task_net(task).features(calibration())[-1]
-    return model.prerestorer(calibration()) if part == "prerestorer" else model.tokens(calibration())
+    return model.encode(calibration())
 
 
 def test_every_layer_and_the_tasks_it_touches(broken: TaskTok, measured: Sensitivity) -> None:
-    assert [row.name for row in measured.rows] == quantizable(broken) and measured.frames == FRAMES
+    assert [row.name for row in measured.rows] == quantizable(fuse(broken)) and measured.frames == FRAMES
     assert measured.points["cls"] == 100 and measured.points["seg"] == pytest.approx(100)
     by_name = {row.name: row for row in measured.rows}
     assert set(by_name["task_nets.seg.head"].drop) == set(by_name["task_nets.seg.head"].db) == {"seg"}
@@ -154,7 +155,7 @@ def test_every_layer_and_the_tasks_it_touches(broken: TaskTok, measured: Sensiti
     assert set(by_name["refiner.conv_in"].db) == {"tokens", "frames", "cls", "seg", "det"}
     assert by_name["tokenizer.encoder.patch_embed.conv_in"].macs == 48 * 8 * 9 * 8 * 8
     assert by_name["task_nets.cls.head"].bytes == 16 * 8 + 4 * 8
-    assert {row.part for row in measured.rows} >= {"pre-restorer", "encoder", "refiner", "decoder", "det network"}
+    assert {row.part for row in measured.rows} >= {"encoder", "refiner", "decoder", "det network"}
     assert all(row.worst_db <= 100 for row in measured.rows)
     assert set(worst(measured, 2)) == BROKEN
 
