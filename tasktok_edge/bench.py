@@ -28,7 +28,8 @@ from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import Session, load
 
 WARM_UP = 5
-OVERHEAD_RUNS = 300
+BURST = 5  # counted calls of a turn, behind one that is not
+OVERHEAD_RUNS = 60
 # Before each call where engines have helper threads: ONNX Runtime's spin on after a call, and slow whoever comes next. With
 # both on one core OpenVINO took 19 ms after rests of 0 to 50 ms, 15 ms after one of 100.
 REST_S = 0.1
@@ -64,9 +65,11 @@ def measure(
     rest_s: float = 0.0,
     on_round: Callable[[int], None] = lambda _: None,
 ) -> list[Latency]:
-    """Measure candidates in turn, A B C A B C …, with a rest before each.
+    """Measure candidates in turn, A B C A B C …, with a rest before each turn, as a stream of frames finds them.
 
-    The first is what the others are compared with, and where there are `peers`, the fastest of them too.
+    A turn is one call that brings the candidate's weights back into the caches, then a few that count; their median is the
+    turn's time. One call a turn would time the caches that the candidate before has emptied: of a small model that is two
+    thirds. The first candidate is what the others are compared with, and where there are `peers`, the fastest of them too.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for done in _rounds(candidates, runs, times, rest_s):
@@ -86,10 +89,15 @@ def _rounds(
         for name, run in candidates.items():
             if rest_s:
                 time.sleep(rest_s)
-            start = time.perf_counter()
             run()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            times[name].append(statistics.median(_timed(run) for _ in range(BURST)))
         yield done
+
+
+def _timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1e3
 
 
 def _latency(name: str, values: list[float], first: list[float], peer: list[float] | None) -> Latency:

@@ -145,7 +145,7 @@ def bench(
     ] = None,
     server: Annotated[str, typer.Option("--checkpoint", help="the server model, the others' measure")] = "scenes-server",
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
-    runs: Annotated[int, typer.Option(help="rounds, each candidate once a round", min=3)] = 100,
+    runs: Annotated[int, typer.Option(help="rounds, each candidate a few calls a round", min=3)] = 40,
     threads: Annotated[
         list[int] | None, typer.Option(help="threads for every engine, default 1; given several times, a table each", min=1)
     ] = None,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasktok_edge.bench import WARM_UP, measure
+from tasktok_edge.bench import BURST, WARM_UP, measure
 from tasktok_edge.cli import run
 from tasktok_edge.model.checkpoint import save_checkpoint
 from tasktok_edge.model.config import preset
@@ -22,7 +22,7 @@ def test_candidates_run_in_turn_and_are_compared_pair_by_pair() -> None:
         time.sleep(seconds)
 
     first, second = measure({"a": lambda: candidate("a", 0.001), "b": lambda: candidate("b", 0.02)}, runs=9)
-    assert calls == ["a"] * WARM_UP + ["b"] * WARM_UP + ["a", "b"] * 9
+    assert calls == ["a"] * WARM_UP + ["b"] * WARM_UP + (["a"] * (BURST + 1) + ["b"] * (BURST + 1)) * 9
     assert first.ratio == pytest.approx(1.0) and first.ratio_low == first.ratio_high == pytest.approx(1.0)
     assert second.p50_ms >= 20 and second.p90_ms >= second.p50_ms
     assert second.ratio_low <= second.ratio <= second.ratio_high
