@@ -10,7 +10,7 @@ from tasktok_edge.errors import UsageError
 from tasktok_edge.frames import crop_resize, windows
 from tasktok_edge.manifest import Precision
 from tasktok_edge.model.fuse import fuse
-from tasktok_edge.model.int8 import FRAME, ActivationQuantizer, conv_groups, int8_layers, round_others
+from tasktok_edge.model.int8 import FRAME, ActivationQuantizer, conv_groups, int8_layers
 from tasktok_edge.model.tasktok import TaskTok
 
 CALIBRATION_FRAMES = 128
@@ -35,7 +35,7 @@ def quantizable(model: TaskTok) -> list[str]:
     Task networks from elsewhere (TaskTok's own three, a user's) stay as they are: what is shrunk is the restoration.
     """
     kinds = (nn.Linear, nn.Conv2d)
-    foreign = [f"task_nets.{task}" for task, config in model.config.tasks.items() if config.net != "scenes"]
+    foreign = _foreign(model)
     names = [n for n, m in model.named_modules() if type(m) in kinds and n not in ALWAYS_FP]
     return [n for n in names if not any(_below(n, net) for net in foreign)]
 
@@ -54,7 +54,24 @@ def at_precision(model: TaskTok, precision: Precision, say: Callable[[str], None
     say(
         f"not a quantised checkpoint: post-training quantization on {len(frames)} scenes; `quantize --method qat` would tune it"
     )
-    return to_int8(model, frames, batch=1 if large else 16)
+    made = to_int8(model, frames, batch=1 if large else 16)
+    round_others(made)
+    return made
+
+
+@torch.no_grad()
+def round_others(model: TaskTok) -> None:
+    """Round every matrix that is not in int8 to fp16, in place: files then keep it so, and nothing changes at that.
+
+    Networks from elsewhere stay as they are, and so does a matrix that fp16 cannot hold.
+    """
+    codes = {id(layer.weight) for layer in int8_layers(model).values()}
+    foreign = _foreign(model)
+    for name, p in model.named_parameters():
+        if p.ndim < 2 or id(p) in codes or any(_below(name, net) for net in foreign):
+            continue
+        if p.abs().max() < torch.finfo(torch.float16).max:
+            p.copy_(p.half().to(p.dtype))
 
 
 def to_int8(model: TaskTok, calibration: Tensor, *, keep_fp: Collection[str] = (), batch: int = 16) -> TaskTok:
@@ -72,7 +89,6 @@ def to_int8(model: TaskTok, calibration: Tensor, *, keep_fp: Collection[str] = (
     draft = _with(model, state, dict.fromkeys(chosen, "own"))
     sources = _sources(draft, calibration[:1]) | {name: FRAME for name in chosen if name in FRAME_READERS}
     made = _with(model, state, sources)
-    round_others(made)
     calibrate(made, calibration, batch=batch)
     return made
 
@@ -101,6 +117,10 @@ def folded(model: TaskTok) -> dict[str, Tensor]:
             state[f"{name}.bias"] = (bias - layer.running_mean) * gain + layer.bias.detach()
             state = {n: v for n, v in state.items() if not n.startswith(f"{norm}.")}
     return state
+
+
+def _foreign(model: TaskTok) -> list[str]:
+    return [f"task_nets.{task}" for task, config in model.config.tasks.items() if config.net != "scenes"]
 
 
 def _below(name: str, kept: str) -> bool:

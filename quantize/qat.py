@@ -6,10 +6,10 @@ from torch import Tensor
 
 from tasktok_edge.errors import UsageError
 from tasktok_edge.model.fuse import fuse
-from tasktok_edge.model.int8 import ActivationQuantizer, int8_layers, round_others
+from tasktok_edge.model.int8 import ActivationQuantizer, int8_layers
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.quantize.finetune import Bench, Scope, finetune
-from tasktok_edge.quantize.ptq import to_int8
+from tasktok_edge.quantize.ptq import round_others, to_int8
 from tasktok_edge.train.loop import Progress
 
 FOLLOWING_SHARE = 0.5  # of the steps in which ranges follow the activations; then they stand, and the weights settle
@@ -22,7 +22,9 @@ def quantize_after(model: TaskTok, calibration: Tensor, *, scope: Scope, keep_fp
         raise UsageError("this checkpoint computes in int8 already: give the floating-point one that it was made of")
     model = fuse(model)
     outside = [part for part in OUTSIDE_REFINER if scope == "refiner" and list(model.get_submodule(part).parameters())]
-    return to_int8(model, calibration, keep_fp=[*keep_fp, *outside])
+    made = to_int8(model, calibration, keep_fp=[*keep_fp, *outside])
+    round_others(made)
+    return made
 
 
 def qat(

@@ -180,18 +180,6 @@ def int8_layers(model: nn.Module) -> dict[str, Int8Layer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Int8Layer)}
 
 
-@torch.no_grad()
-def round_others(model: nn.Module) -> None:
-    """Round every matrix that is not in int8 to fp16, in place: files then keep it so, and nothing changes at that.
-
-    One whose values fp16 cannot hold stays as it is.
-    """
-    codes = {id(layer.weight) for layer in int8_layers(model).values()}
-    for p in model.parameters():
-        if p.ndim >= 2 and id(p) not in codes and p.abs().max() < torch.finfo(torch.float16).max:
-            p.copy_(p.half().to(p.dtype))
-
-
 def build_int8(model: nn.Module, inputs: Mapping[str, str]) -> None:
     """Replace layers of `model` by their int8 form, in place and without weights; every batch normalisation is folded away.
 

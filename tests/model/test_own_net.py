@@ -206,7 +206,7 @@ def test_what_fits(kind: TaskKind, answer: str, count: int, here: Path, tiny: Ta
     torch.testing.assert_close(answered, tuple(wanted) if isinstance(wanted, list) else wanted)
     frame = torch.randint(0, 256, (1, SIZE, SIZE, 3), dtype=torch.uint8)
     outputs = Deployed(model, functions_of([kind]))(frame)
-    assert outputs[1].shape[-1] == (4 if kind == "det" else 3)
+    assert outputs[1].shape[1 if kind == "seg" else -1] == (4 if kind == "det" else 3)
 
 
 def test_labels(here: Path) -> None:

@@ -135,7 +135,7 @@ def test_one_layer_on_is_that_layer_quantised_by_hand(tiny: TaskTok, name: str) 
     with torch.inference_mode():
         a, b, untouched = (reached(m, name) for m in (got, by_hand, tiny))
     # A value between two codes may fall to either side, by the order of sums.
-    assert psnr_db([a], [untouched]) < 90 and psnr_db([a], [b]) > psnr_db([a], [untouched]) + 20
+    assert psnr_db([a], [untouched]) < 90 and psnr_db([a], [b]) > psnr_db([a], [untouched]) + 10
 
 
 def reached(model: TaskTok, name: str) -> Tensor:
