@@ -11,7 +11,7 @@ from tasktok_edge.frames import crop_resize, windows
 from tasktok_edge.manifest import Precision
 from tasktok_edge.model.fuse import fuse
 from tasktok_edge.model.int8 import FRAME, ActivationQuantizer, conv_groups, int8_layers
-from tasktok_edge.model.tasktok import TaskTok
+from tasktok_edge.model.tasktok import TaskTok, rebuilt
 
 CALIBRATION_FRAMES = 128
 LARGE_MODEL = 50_000_000  # parameters from which a frame takes seconds in PyTorch
@@ -128,17 +128,10 @@ def _below(name: str, kept: str) -> bool:
 
 
 def _with(model: TaskTok, state: dict[str, Tensor], sources: dict[str, str]) -> TaskTok:
-    own = {task: net for task, net in model.task_nets.items() if model.config.tasks[task].net == "own"}
-    with torch.device("meta"):  # shapes alone: to draw the start values of an official size takes minutes
-        made = TaskTok(model.config.model_copy(update={"int8": sources}))
-    ranges = {name: torch.zeros(value.shape) for name, value in made.state_dict().items() if name not in state}
-    theirs = {name for name in state if any(_below(name, f"task_nets.{task}") for task in own)}
-    made.load_state_dict(ranges | {name: value for name, value in state.items() if name not in theirs}, assign=True)
-    for task, net in own.items():  # which no config builds
-        made.task_nets[task] = net
+    made = rebuilt(model, {"int8": sources}, state)
     for layer in int8_layers(made).values():
         layer.scale_weight()
-    return made.eval().requires_grad_(False)
+    return made
 
 
 def _sources(draft: TaskTok, frame: Tensor) -> dict[str, str]:

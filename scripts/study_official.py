@@ -43,6 +43,17 @@ ENGINES = {"openvino": "OpenVINO", "onnx": "ONNX Runtime"}
 IMAGES = ("pre-restorer", "decoder")  # parts whose output is a picture, peak 1
 
 
+class Decoding(nn.Module):
+    """Tokens to the image, as the graph has it."""
+
+    def __init__(self, graph: Rewritten) -> None:
+        super().__init__()
+        self.decoder, self.grow = graph.decoder, graph.grow
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.grow(self.decoder.image(self.decoder.features(tokens)))
+
+
 def parts_of(model: TaskTok, task: str) -> dict[str, nn.Module]:
     """The parts as the graph of `restore/<task>` has them, in its order: each takes what the one before gives."""
     graph, switch = Rewritten(model), model.static_switch(task)
@@ -50,7 +61,7 @@ def parts_of(model: TaskTok, task: str) -> dict[str, nn.Module]:
         graph.prerestorer,
         nn.Sequential(graph.shrink, graph.encoder),
         Alone(switch),
-        nn.Sequential(graph.decoder, graph.grow),
+        Decoding(graph),
     )
     return {name: module.eval() for name, module in zip(PARTS, found, strict=True)}
 

@@ -69,7 +69,7 @@ class Readout(nn.Module):
 
 def fuse(model: "TaskTok") -> "TaskTok":
     """Give the model with every seam fused that can be, in evaluation mode; the model itself where there is none."""
-    from tasktok_edge.model.tasktok import TaskTok  # which builds what is here
+    from tasktok_edge.model.tasktok import rebuilt  # where what is here is put into models
 
     config = model.config
     if not config.can_fuse or config.int8:
@@ -81,12 +81,7 @@ def fuse(model: "TaskTok") -> "TaskTok":
         for task in model.task_nets:
             if config.fuses_stem(task):
                 _fuse_stem(model, task, state)
-    made = TaskTok(config.model_copy(update={"fused": True}))
-    for task, net in model.task_nets.items():
-        if task not in made.task_nets:  # a user's own, which no config builds
-            made.task_nets[task] = net
-    made.load_state_dict(state)
-    return made.eval().requires_grad_(False)
+    return rebuilt(model, {"fused": True}, state)
 
 
 def _fuse_front(model: "TaskTok", state: dict[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """TaskTok: restore a degraded image for a task, not for the eye."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -117,6 +117,21 @@ class TaskTok(nn.Module):
         """Degraded image to the task's raw answer: see the task network's own docstring."""
         net = self.task_net(task)
         return net(self.shown(self.replace_selected(self.encode(image), task), task)[1])
+
+
+def rebuilt(model: TaskTok, update: Mapping[str, object], state: Mapping[str, Tensor]) -> TaskTok:
+    """Give a model in evaluation mode whose config has this `update` and whose weights are those of `state`, not copies.
+
+    What `state` lacks is zero. A network of the user's own, which no config builds, is taken over as it is.
+    """
+    own = {task: net for task, net in model.task_nets.items() if model.config.tasks[task].net == "own"}
+    with torch.device("meta"):  # shapes alone: to draw the start values of an official size takes minutes
+        made = TaskTok(model.config.model_copy(update=dict(update)))
+    made.load_state_dict(
+        {n: state[n] if n in state else torch.zeros(v.shape) for n, v in made.state_dict().items()}, assign=True
+    )
+    made.task_nets.update(own)
+    return made.eval().requires_grad_(False)
 
 
 class StaticSwitch(nn.Module):

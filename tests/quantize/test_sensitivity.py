@@ -133,9 +133,9 @@ def test_one_layer_on_is_that_layer_quantised_by_hand(tiny: TaskTok, name: str) 
 
     by_hand.set_submodule(name, ByHand())
     with torch.inference_mode():
-        a, b, untouched = (reached(m, name) for m in (got, by_hand, tiny))
+        a, b, untouched = (reached(m, name) for m in (got, by_hand, fuse(tiny)))
     # A value between two codes may fall to either side, by the order of sums.
-    assert psnr_db([a], [untouched]) < 90 and psnr_db([a], [b]) > psnr_db([a], [untouched]) + 10
+    assert psnr_db([a], [untouched]) < 80 and psnr_db([a], [b]) > psnr_db([a], [untouched]) + 20
 
 
 def reached(model: TaskTok, name: str) -> Tensor:
@@ -143,7 +143,8 @@ def reached(model: TaskTok, name: str) -> Tensor:
     part, task = name.split(".")[:2]
     if part == "task_nets":
         return model.task_net(task).features(calibration())[-1]
-    return model.encode(calibration())
+    encoder = model.tokenizer.encoder
+    return encoder.patch_embed(calibration()) if "patch_embed" in name else encoder(calibration())
 
 
 def test_every_layer_and_the_tasks_it_touches(broken: TaskTok, measured: Sensitivity) -> None:

@@ -162,11 +162,11 @@ def test_two_processes_do_what_one_does(init: Path, trees: Path, tmp_path: Path)
         )
         assert one.norm() > 0, name
         # Halves are summed in another order, and where features then differ by rounding alone, L1's and ReLU's gradients jump:
-        # how far depends on the processor.
-        assert (one - two).norm() <= 1e-2 * one.norm(), (name, float((one - two).norm() / one.norm()))
+        # how far depends on the processor's instructions, 7.5e-4 at most of four kinds. Without the exchange it is 0.66.
+        assert (one - two).norm() <= 2e-3 * one.norm(), (name, float((one - two).norm() / one.norm()))
     for name, value in states[1]["modules"]["nets"].items():
         # They moved by up to 0.02 (seg) and 0.2 (cls, det).
-        assert torch.allclose(states[2]["modules"]["nets"][name].double(), value.double(), rtol=1e-4, atol=1e-3), name
+        assert torch.allclose(states[2]["modules"]["nets"][name].double(), value.double(), rtol=1e-4, atol=3e-4), name
     histories = [json.loads((tmp_path / str(n) / "validation.json").read_text()) for n in (1, 2)]
     assert histories[0][0] == pytest.approx(histories[1][0], abs=0.02)
 
