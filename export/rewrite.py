@@ -61,6 +61,17 @@ class FoldedBlock(nn.Module):
         return torch.cat([r for r in rows if r.shape[1]], 1)
 
 
+class FoldedOnlyBlock(FoldedBlock):
+    """The same where no block follows, so that of all rows only those `after` are wanted: their queries are constants."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The rows in between, x (1, M, D) after the norm, to the rows `after` (1, n, D) behind the block."""
+        attention = self.block.attn
+        parts = attention.keys_values(self.block.ln_1(x))
+        k, v = (self._around(part, f"{name}_") for name, part in zip("kv", parts, strict=True))
+        return self.block.mlp(self.after + attention.attend(self.get_buffer("q_after"), k, v))
+
+
 class FoldedEncoder(nn.Module):
     """`Encoder` for one image, class and latent rows folded into the first block."""
 
@@ -68,12 +79,15 @@ class FoldedEncoder(nn.Module):
         super().__init__()
         self.encoder, self.rows = encoder, encoder.latent_rows
         first, latents = encoder.constant_rows()
-        self.first = FoldedBlock(_first(encoder.transformer), encoder.ln_pre, first, latents)
+        form = FoldedBlock if len(encoder.transformer.blocks) > 1 else FoldedOnlyBlock
+        self.first = form(_first(encoder.transformer), encoder.ln_pre, first, latents)
 
     def forward(self, image: Tensor) -> Tensor:
         encoder = self.encoder
         x = self.first(encoder.ln_pre(encoder.patches(image)))
-        return encoder.conv_out(encoder.ln_post(_others(encoder.transformer, x, self.rows)))
+        if len(encoder.transformer.blocks) > 1:
+            x = _others(encoder.transformer, x, self.rows)
+        return encoder.conv_out(encoder.ln_post(x))
 
 
 class CrossDecoder(nn.Module):
@@ -248,7 +262,7 @@ class Rewritten(nn.Module):
         self.unshuffle = front.unshuffle if isinstance(front, Front) else 1
         if isinstance(front, Front):
             encoder.patch_embed = BlocksFront(front)
-        self.encoder: nn.Module = FoldedEncoder(encoder) if tokenizer.encoder.layers > 1 else encoder
+        self.encoder = FoldedEncoder(encoder)
         self.decoder: CrossDecoder | FoldedDecoder | Decoder = decoder
         if tokenizer.cross:
             self.decoder = CrossDecoder(decoder)

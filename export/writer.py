@@ -64,7 +64,7 @@ def write_bundle(
     functions = model_functions(model.config, tasks)
     module = exporter(target)
     module.build(model, functions, folder, precision=precision, say=say)
-    # Half of each number is enough where 45 dB are asked, and a third of an int8 bundle would be golden frames else.
+    # Half of each number is enough where 45 dB are asked.
     half = precision == "int8"
     write_golden(folder, frames, {n: a.astype(np.float16) for n, a in answers.items()} if half else answers)
     (folder / "LICENSE").write_text(licence() if _is_shipped(checkpoint) else THEIR_LICENCE.format(checkpoint.sha256))
@@ -127,6 +127,7 @@ def _task_spec(model: TaskTok, task: str) -> TaskSpec:
         labels=config.labels,
         selected_tokens=tuple(model.switch.selected(task)),
         n_tokens=model.config.tokenizer.tokens,
+        heat_map=config.heat_map(model.config.image_size),
     )
 
 

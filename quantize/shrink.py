@@ -4,6 +4,7 @@ import json
 from collections.abc import Generator, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,6 +19,7 @@ from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.progress import Doing
 from tasktok_edge.quantize.distill import Student, distill, distill_recipe
 from tasktok_edge.quantize.finetune import Bench, FinetuneRecipe, Scope, finetune, prepare
+from tasktok_edge.quantize.layers import choose_blocks, without_blocks
 from tasktok_edge.quantize.levels import with_level
 from tasktok_edge.quantize.prune import hold_zeros, prune
 from tasktok_edge.quantize.ptq import calibration_frames
@@ -28,6 +30,7 @@ from tasktok_edge.train.losses import task_loss
 
 Method = Literal["distill", "slim", "prune", "levels", "ptq", "qat"]
 PROBE_BATCH = 16
+LAYER_PROBES = 8  # a whole block is seen in so many times fewer batches than a unit
 
 _TINY = FinetuneRecipe(frames=16, versions=1, steps=2, batch=4, probe_batches=2)
 RECIPES: dict[str, dict[Method, FinetuneRecipe]] = {
@@ -40,7 +43,8 @@ RECIPES: dict[str, dict[Method, FinetuneRecipe]] = {
     "tiny": dict.fromkeys(("slim", "prune", "levels", "qat"), _TINY),
 }
 
-SHARES = Shares(heads=0.6, hidden=0.45, prerestorer=0.5, task_nets=0.75)  # what stays of scenes-edge
+# What stays of scenes-edge.
+SHARES = Shares(layers=5 / 9, heads=0.6, hidden=0.34, prerestorer=0.5, task_nets=0.5, tasks={"det": 0.75})
 
 
 @dataclass(frozen=True)
@@ -154,20 +158,27 @@ def _slimmed(bench: Bench, model: TaskTok, wish: Wish, name: str) -> Generator[D
     """Probe and cut; the plan is kept, so that a run that was stopped goes on with the same model."""
     path = bench.folder / f"{name}.json"
     if not path.is_file():
-        probed = deepcopy(model).eval().requires_grad_(True)
-        losses = _probe_losses(bench, probed)
+        kept = yield from choose_blocks(model, partial(_probe_loss, bench), wish.shares.layers)
+        probed = without_blocks(model, kept).eval().requires_grad_(True)
+        losses = _probe_losses(bench, probed, n=bench.recipe.probe_batches)
         importance = yield from probe(probed, losses, n=bench.recipe.probe_batches)
-        chosen = plan(model, importance, wish.shares)
-        path.write_text(json.dumps({group: units.tolist() for group, units in chosen.items()}))
-    return cut(model, {group: torch.tensor(units) for group, units in json.loads(path.read_text()).items()})
+        chosen = {group: units.tolist() for group, units in plan(probed, importance, wish.shares).items()}
+        path.write_text(json.dumps({"blocks": kept, "units": chosen}))
+    planned = json.loads(path.read_text())
+    units = {group: torch.tensor(stay) for group, stay in planned["units"].items()}
+    return cut(without_blocks(model, planned["blocks"]), units).requires_grad_(False)
 
 
-def _probe_losses(bench: Bench, model: TaskTok) -> Iterator[Tensor]:
-    """The loss of all tasks on training frames, batch by batch."""
+@torch.no_grad()
+def _probe_loss(bench: Bench, model: TaskTok) -> float:
+    n = max(bench.recipe.probe_batches // LAYER_PROBES, 1)
+    return sum(float(loss) for loss in _probe_losses(bench, model.eval(), n=n))
+
+
+def _probe_losses(bench: Bench, model: TaskTok, *, n: int) -> Iterator[Tensor]:
+    """The loss of all tasks on training frames, `n` batches, the same for every model."""
     recipe, dataset = bench.recipe, SceneDataset(bench.arrays)
-    draws = StepSampler(
-        frames=len(dataset), versions=recipe.versions, batch=PROBE_BATCH, seed=recipe.seed, start=0, steps=recipe.probe_batches
-    )
+    draws = StepSampler(frames=len(dataset), versions=recipe.versions, batch=PROBE_BATCH, seed=recipe.seed, start=0, steps=n)
     for rows in draws:
         samples = [dataset[row] for row in rows]
         batch = {key: torch.stack([s[key] for s in samples]) for key in samples[0]}

@@ -1,7 +1,10 @@
-"""Slimming: heads, hidden units and channels are cut out, and what is left is a smaller model of the same kind."""
+"""Slimming: heads, hidden units and channels are cut out, and what is left is a smaller model of the same kind.
+
+Whole blocks go before them, see layers.py.
+"""
 
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +24,29 @@ HIDDEN_IN_STEPS_OF = 32
 
 @dataclass(frozen=True)
 class Shares:
-    """Which share of the units of each kind stays, in (0, 1]."""
+    """Which share of the units of each kind stays, in (0, 1]; of `layers`, the share of all blocks of residual stacks.
 
+    `tasks` has the share of a task's own network, where it is not that of `task_nets`.
+    """
+
+    layers: float = 1.0
     heads: float = 1.0
     hidden: float = 1.0
     prerestorer: float = 1.0
     task_nets: float = 1.0
+    tasks: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        faults = [f"{name} {value}" for name, value in vars(self).items() if not 0 < value <= 1]
+        kinds = {name: value for name, value in vars(self).items() if name != "tasks"}
+        faults = [f"{name} {value}" for name, value in (kinds | dict(self.tasks)).items() if not 0 < value <= 1]
         if faults:
             raise UsageError(f"a share that stays is above 0 and at most 1, not {', '.join(faults)}")
+
+    def of_channels(self, group: str) -> float:
+        """The share of a group of channels, such as "task_nets.seg/smooth"."""
+        if group.startswith("prerestorer"):
+            return self.prerestorer
+        return self.tasks.get(group.split("/")[0].split(".")[1], self.task_nets)
 
 
 def probe(model: TaskTok, losses: Iterable[Tensor], *, n: int) -> Generator[Doing, None, Importance]:
@@ -79,7 +94,7 @@ def plan(model: TaskTok, importance: Importance, shares: Shares) -> Plan:
             chosen |= _compete(groups, share, step)
     for group, n in counts.items():
         if group not in chosen:
-            share = shares.prerestorer if group.startswith("prerestorer") else shares.task_nets
+            share = shares.of_channels(group)
             keep = min(n, max(CHANNELS_IN_STEPS_OF, round(n * share / CHANNELS_IN_STEPS_OF) * CHANNELS_IN_STEPS_OF))
             chosen[group] = importance[group].topk(keep).indices.sort().values
     return chosen

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasktok_edge.bundle import Bundle, Parity
+from tasktok_edge.bundle import Bundle, Parity, golden_values
 from tasktok_edge.errors import DeviceError
 from tasktok_edge.runtimes.engine import Device, Engine, Running
 
@@ -86,15 +86,20 @@ def measure(
     running: Running, bundle: Bundle, functions: tuple[str, ...], golden: Mapping[str, NDArray[Any]]
 ) -> dict[str, float]:
     """Run the golden frames and give the PSNR in dB of every function: its worst output's."""
-    frames = golden["frames"]
+    frames, step = golden["frames"], bundle.manifest.golden_step
     runs = [running.run(functions, frames[i : i + 1]) for i in range(len(frames))]
     figures: dict[str, float] = {}
     for spec in bundle.manifest.functions:
-        if spec.name in functions:
-            figures[spec.name] = min(
-                psnr_db(np.concatenate([r[o.name] for r in runs]), golden[o.name], peak_of(spec.kind, golden[o.name]))
-                for o in spec.outputs
-            )
+        if spec.name not in functions:
+            continue
+        worst = PSNR_LIMIT_DB
+        for o in spec.outputs:
+            want, found = golden[o.name], [r[o.name] for r in runs]
+            if any(f.shape != o.shape or not np.isfinite(f).all() for f in found):
+                worst = -PSNR_LIMIT_DB
+            else:
+                worst = min(worst, psnr_db(golden_values(np.concatenate(found), step), want, peak_of(spec.kind, want)))
+        figures[spec.name] = worst
     return figures
 
 

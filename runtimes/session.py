@@ -225,7 +225,7 @@ class Session:
                 if name.startswith("predict_") and not math.isfinite(magnitude(value)):
                     raise self._not_finite(name)
         spec = self.bundle.manifest.tasks[call.task]
-        return answer_of(spec.kind, call.task, outputs, call.layout, spec.labels)
+        return answer_of(spec.kind, call.task, outputs, call.layout, spec.labels, heat_map=spec.heat_map)
 
     def _not_finite(self, output: str) -> DeviceError:
         return DeviceError(f"{self.device.native} gave NaN or infinity in {output} for this frame")

@@ -102,7 +102,8 @@ def scored(out: Path, name: str, model: TaskTok, n: int) -> dict[str, float]:
                 raw = raw_answer(answer, Function("predict", task), part)
                 for i in range(len(squares)):
                     one = {key: value[i : i + 1] for key, value in raw.items()}
-                    answers[task].append(answer_of(part.kind, task, [one], layout, part.labels))
+                    side = part.heat_map(config.image_size)
+                    answers[task].append(answer_of(part.kind, task, [one], layout, part.labels, heat_map=side))
         path.write_text(json.dumps(dict(rate(name, answers, held).values)))
     return dict(json.loads(path.read_text()))
 

@@ -7,11 +7,11 @@
 
 A folder, or the same folder zipped as `.ttk`. Engines crash on damaged files or, worse, answer wrongly without a word,
 so everything is verified here before an engine sees a byte. `frames` in golden.npz is (n, S, S, 3) uint8; every other
-array is named after an output and holds its answers, (n, ...) float32 or float16: `golden[name][i:i + 1]` belongs to
-`golden["frames"][i:i + 1]`.
+array is named after an output and holds its answers, (n, m) float32 or float16, as `golden_values` takes them.
 """
 
 import hashlib
+import math
 import os
 import stat
 import tempfile
@@ -30,6 +30,8 @@ from tasktok_edge.archive import compress, extract
 from tasktok_edge.errors import BundleError, UsageError, unknown_word
 from tasktok_edge.manifest import (
     GOLDEN,
+    GOLDEN_STEP,
+    GOLDEN_WHOLE,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     SCHEMA_VERSION,
@@ -66,6 +68,7 @@ __all__ = [
     "Target",
     "TaskSpec",
     "TensorSpec",
+    "golden_values",
     "pack",
     "parse_manifest",
     "read_bundle",
@@ -105,12 +108,13 @@ class Bundle:
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{self.source}: {GOLDEN} cannot be read: {error}") from None
         size, frames = self.manifest.input.size, golden.get("frames", np.empty(0))
-        want = {o.name: o.shape[1:] for f in self.manifest.functions for o in f.outputs}
+        step = self.manifest.golden_step
+        want = {o.name: _n_golden(math.prod(o.shape), step) for f in self.manifest.functions for o in f.outputs}
         faults = [] if frames.shape[1:] == (size, size, 3) and frames.dtype == np.uint8 and len(frames) else ["frames"]
-        for name, shape in want.items():
+        for name, n in want.items():
             answer = golden.get(name, np.empty(0))
             known = answer.dtype in (np.float16, np.float32)  # float16 where int8 is compared with
-            if answer.shape != (len(frames), *shape) or not known or not np.isfinite(answer).all():
+            if answer.shape != (len(frames), n) or not known or not np.isfinite(answer).all():
                 faults.append(name)
             elif answer.dtype == np.float16:
                 golden[name] = answer.astype(np.float32)
@@ -200,10 +204,24 @@ def _read_zip(path: Path) -> Bundle:
         raise
 
 
+def golden_values(answers: NDArray[Any], step: int) -> NDArray[Any]:
+    """What golden.npz keeps of answers (n, ...): all values of small ones, each `step`-th in C order of others, (n, m).
+
+    >>> golden_values(np.zeros((2, 128, 128, 3)), 17).shape
+    (2, 2892)
+    """
+    flat = answers.reshape(len(answers), math.prod(answers.shape[1:]))
+    return flat[:, ::step] if flat.shape[1] > GOLDEN_WHOLE else flat
+
+
+def _n_golden(n: int, step: int) -> int:
+    return -(-n // step) if n > GOLDEN_WHOLE else n
+
+
 def write_golden(folder: Path, frames: NDArray[np.uint8], answers: Mapping[str, NDArray[np.floating]]) -> None:
-    """Write golden.npz: frames (n, S, S, 3) and for every output name its answers (n, ...)."""
-    arrays: dict[str, Any] = {"frames": frames, **answers}
-    np.savez_compressed(folder / GOLDEN, **arrays)
+    """Write golden.npz: frames (n, S, S, 3), and of every output by name its answers (n, ...)."""
+    kept: dict[str, Any] = {name: golden_values(answer, GOLDEN_STEP) for name, answer in answers.items()}
+    np.savez_compressed(folder / GOLDEN, frames=frames, **kept)
 
 
 def write_manifest(

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
@@ -37,7 +37,8 @@ def quantize_command(
     data: Annotated[Path | None, typer.Option(help="folder of pictures to calibrate int8 on; default scenes")] = None,
     preset: Annotated[str, typer.Option(help="distill: the edge model's preset")] = "scenes-edge",
     keep: Annotated[
-        list[str] | None, typer.Option(help="slim: share that stays, heads=, hidden=, prerestorer= or task_nets=")
+        list[str] | None,
+        typer.Option(help="slim: share that stays, layers=, heads=, hidden=, prerestorer=, task_nets= or task_nets.TASK="),
     ] = None,
     sparsity: Annotated[float, typer.Option(help="prune: share of the refiner's weights that become zero")] = 0.5,
     level: Annotated[str, typer.Option(help="levels: exact, context or selected")] = "context",
@@ -84,7 +85,7 @@ def quantize_command(
         recipe=recipe,
         steps=steps,
         preset=preset,
-        shares=_shares(keep or []),
+        shares=_shares(keep or [], loaded.model.config.tasks),
         sparsity=sparsity,
         level=cast(Level, _one_of("level", level, get_args(Level))),
         tokens=tokens,
@@ -118,21 +119,29 @@ def _one_of(what: str, word: str, known: Sequence[str]) -> str:
     return word
 
 
-def _shares(words: Sequence[str]) -> "Shares":
-    """Read `heads=0.6 hidden=0.5 …`; what is not named is as in the recipe."""
+def _shares(words: Sequence[str], known_tasks: Collection[str]) -> "Shares":
+    """Read `heads=0.6 task_nets.det=1 …`; what is not named is as in the recipe, and no task apart once `task_nets` is."""
     from tasktok_edge.quantize.shrink import SHARES
     from tasktok_edge.quantize.slim import Shares
 
-    known, values = [f.name for f in fields(Shares)], asdict(SHARES)
+    values, known = asdict(SHARES), [f.name for f in fields(Shares) if f.name != "tasks"]
+    tasks = {} if any(word.startswith("task_nets=") for word in words) else dict(SHARES.tasks)
     for word in words:
         name, _, text = word.partition("=")
-        if name not in known:
+        kind, _, task = name.partition(".")
+        if kind not in known or (task and kind != "task_nets"):
             raise unknown_word("kind of unit", name, known)
         try:
-            values[name] = float(text)
+            share = float(text)
         except ValueError:
             raise UsageError(f"--keep {word}: expected a share such as {name}=0.5") from None
-    return Shares(**values)
+        if task and task not in known_tasks:
+            raise unknown_word("task", task, known_tasks)
+        if task:
+            tasks[task] = share
+        else:
+            values[kind] = share
+    return Shares(**{**values, "tasks": tasks})
 
 
 def _layers(model: "TaskTok", wish: "Wish", out: Path) -> "Sensitivity":

@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tasktok_edge.errors import BundleError
 
-SCHEMA_VERSION = 2  # 1 had segmentation logits with the channels last
+SCHEMA_VERSION = 3  # 1 had segmentation logits with the channels last, 2 all values of the golden answers
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20  # a thousand times a large one
 GOLDEN = "golden.npz"
+GOLDEN_WHOLE = 4096  # values of a frame up to which golden.npz keeps an output whole
+GOLDEN_STEP = 17  # prime, so that every row, column and channel of larger ones is met
 MAX_FAULTS_SHOWN = 8
 
 Target = Literal["executorch", "coreml", "openvino", "onnx"]
@@ -59,13 +61,17 @@ class FunctionSpec(_Part):
 
 
 class TaskSpec(_Part):
-    """A task and its labels; `framing` is how a frame that is not square is brought to the function's square."""
+    """A task and its labels; `framing` is how a frame that is not square is brought to the function's square.
+
+    `heat_map` is the side of the grid whose cells, row by row, give one box each; 0 where boxes come from elsewhere.
+    """
 
     kind: Literal["cls", "seg", "det"]
     labels: tuple[str, ...] = Field(min_length=1, max_length=65536)
     selected_tokens: tuple[Annotated[int, Field(ge=0)], ...]
     n_tokens: Count
     framing: Framing = "windows"
+    heat_map: Annotated[int, Field(ge=0)] = 0
 
 
 class Preprocessing(_Part):
@@ -125,6 +131,7 @@ class Manifest(_Part):
     parity: Parity
     provenance: Provenance
     quantization: dict[str, Scheme] = Field(default_factory=dict)  # layers that compute in int8; the others do not
+    golden_step: Count = GOLDEN_STEP  # golden.npz keeps each so many-th value of a large output
     files: dict[str, FileEntry]
 
     @property
@@ -163,12 +170,13 @@ class Manifest(_Part):
 def _shape_faults(function: FunctionSpec, task: TaskSpec, size: int) -> list[str]:
     """Compare the outputs with what the shim relies on; answers.py describes it."""
     labels, shapes = len(task.labels), [o.shape for o in function.outputs]
+    side = task.heat_map
     n = shapes[0][1] if shapes and len(shapes[0]) > 1 else 0
     wanted: dict[str, list[tuple[int, ...]]] = {
         "restore": [(1, size, size, 3)],
         "cls": [(1, labels)],
         "seg": [(1, labels, size, size)],
-        "det": [(1, n, 4), (1, n, labels)],
+        "det": [(1, side**2 or n, 4), (1, side**2 or n, labels)],
     }
     want = wanted["restore" if function.kind == "restore" else task.kind]
     bad_dtype = any(o.dtype != "float32" for o in function.outputs)

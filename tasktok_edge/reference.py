@@ -118,7 +118,7 @@ def answer_frame(
     """Lay a frame out on squares of `size`, run each, and join the raw outputs to an answer, as the shim does."""
     layout = _layout(frame, config, size, resize)
     outputs = [run(batch) for batch in layout.cut(frame)]
-    return answer_of(config.kind, task, outputs, layout, config.labels)
+    return answer_of(config.kind, task, outputs, layout, config.labels, heat_map=config.heat_map(size))
 
 
 def golden_answers(model: TaskTok, functions: Sequence[Function], frames: NDArray[np.uint8]) -> RawOutputs:

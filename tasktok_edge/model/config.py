@@ -11,6 +11,9 @@ TaskKind = Literal["cls", "seg", "det"]
 TaskNetName = Literal["scenes", "resnet18", "deeplabv3_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_fpn", "own", "none"]
 
 
+HEAT_STRIDE = 4  # of the scenes' detector
+
+
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,6 +91,10 @@ class TaskConfig(_Config):
     @property
     def n_outputs(self) -> int:
         return len(self.labels)
+
+    def heat_map(self, image_size: int) -> int:
+        """The side of the grid whose cells give a box each; 0 for a network that finds boxes otherwise."""
+        return image_size // HEAT_STRIDE if self.kind == "det" and self.net == "scenes" else 0
 
     @property
     def is_incomplete(self) -> bool:
@@ -227,13 +234,13 @@ PRESETS: dict[str, TaskTokConfig] = {
             patch=8,
             tokens=24,  # 12 selected: OpenVINO 2026.4 errs in int8 linears of 8 rows and fewer as narrow as these
             channels=10,
-            encoder=ViTConfig(width=16, layers=2, heads=2, activation="relu"),
+            encoder=ViTConfig(width=16, layers=1, heads=2, activation="relu"),
             decoder=ViTConfig(width=16, layers=2, heads=2, activation="relu"),
             class_token=False,
             cross=True,
             smooth=False,
         ),
-        refiner=ViTConfig(width=16, layers=2, heads=2, activation="relu"),
+        refiner=ViTConfig(width=16, layers=1, heads=2, activation="relu"),
         tasks=_scene_tasks((8, 8, 16), 8, patch=4),
     ),
 }

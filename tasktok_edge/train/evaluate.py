@@ -19,7 +19,7 @@ from tasktok_edge.frames import blend, lay_out, windows
 from tasktok_edge.metrics import coco_map
 from tasktok_edge.model.config import TaskConfig
 from tasktok_edge.model.faster_rcnn import FasterRCNN
-from tasktok_edge.model.task_nets import TaskNet
+from tasktok_edge.model.task_nets import STRIDE, Detector, TaskNet
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.runtimes.answers import Detections, detections
 
@@ -105,7 +105,8 @@ def detect(net: TaskNet, image: Tensor, names: tuple[str, ...]) -> Detections:
         return Detections(found.boxes.cpu().numpy(), (found.labels - 1).tolist(), found.scores.cpu().numpy(), names)
     boxes, logits = net(image)
     layout = lay_out(image.shape[2], image.shape[3], image.shape[2])
-    return detections([(boxes.cpu().numpy(), logits.sigmoid().cpu().numpy())], layout, names)
+    heat_map = image.shape[2] // STRIDE if isinstance(net, Detector) and image.shape[2] == image.shape[3] else 0
+    return detections([(boxes.cpu().numpy(), logits.sigmoid().cpu().numpy())], layout, names, heat_map=heat_map)
 
 
 def restore(model: TaskTok, image: Tensor, task: str) -> Tensor:

@@ -13,6 +13,7 @@ from tasktok_edge.model.checkpoint import load_checkpoint, save_checkpoint
 from tasktok_edge.model.config import preset
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.quantize.axes import axes_of, sizes
+from tasktok_edge.quantize.layers import Kept, choose_blocks, silence_blocks, stacks_of, without_blocks
 from tasktok_edge.quantize.slim import Importance, Shares, cut, mask, plan, probe
 from tests.conftest import shake
 
@@ -59,6 +60,47 @@ def test_cut_equals_mask(seed: int, name: str) -> None:
         assert not torch.allclose(a, full, atol=1e-3), "the mask did nothing"
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny-edge"])
+@pytest.mark.parametrize("stay", [[0], [1]])
+def test_a_model_without_blocks_is_one_whose_blocks_add_nothing(name: str, stay: list[int]) -> None:
+    model = wide(0, name)
+    pre = model.config.prerestorer.model_copy(update={"blocks": 2})
+    model = shake(TaskTok(model.config.model_copy(update={"prerestorer": pre})))
+    kept = dict.fromkeys(stacks_of(model), stay)  # tiny-edge has stacks of one
+    assert len(kept) == (4 if name == "tiny" else 2)
+    silenced, smaller = deepcopy(model), without_blocks(model, kept)
+    silence_blocks(silenced, kept)
+    assert smaller.config.refiner.layers == smaller.config.prerestorer.blocks == 1
+    image = torch.rand(2, 3, 32, 32)
+    for a, b, full in zip(answers(smaller, image), answers(silenced, image), answers(model, image), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-5)
+        assert not torch.allclose(a, full, atol=1e-3), "the blocks did nothing"
+
+
+def test_the_blocks_that_matter_least_go_first() -> None:
+    model = wide()
+    silence_blocks(model, {"refiner.transformer.blocks": [1]})  # block 0 adds nothing: it goes first
+    image = torch.rand(2, 3, 32, 32)
+    wanted = [a.detach() for a in answers(model, image)]
+
+    def loss(smaller: TaskTok) -> float:
+        return sum(float((a - b).detach().square().mean()) for a, b in zip(answers(smaller, image), wanted, strict=True))
+
+    def chosen(share: float) -> Kept:
+        steps = choose_blocks(model, loss, share)
+        try:
+            while True:
+                next(steps)
+        except StopIteration as end:
+            kept: Kept = end.value
+            return kept
+
+    full = {name: [0, 1] for name in stacks_of(model)}
+    assert chosen(1.0) == full
+    assert chosen(5 / 6) == {**full, "refiner.transformer.blocks": [1]}
+    assert all(len(stay) == 1 for stay in chosen(0.01).values())
+
+
 def test_every_group_is_read_and_made() -> None:
     model = wide()
     axes = axes_of(model)
@@ -87,8 +129,10 @@ def test_the_widths_are_in_the_config(tmp_path: Path) -> None:
     assert after < 0.6 * before
 
 
-def test_the_exported_graph_of_a_slim_model_is_the_model() -> None:
-    model = wide()
+@pytest.mark.parametrize("name", ["tiny", "tiny-edge"])
+def test_the_exported_graph_of_a_slim_model_is_the_model(name: str) -> None:
+    model = wide(0, name)
+    model = without_blocks(model, {stack: [0] for stack in stacks_of(model)})
     smaller = cut(model, plan(model, random_importance(model, 1), SHARES))
     frame = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
     graph = Deployed(smaller, model_functions(smaller.config)).eval()(frame)
@@ -112,6 +156,16 @@ def test_the_probe_finds_what_matters() -> None:
     hidden = importance["refiner.transformer.blocks.0/hidden"]
     assert hidden[5] == 0 and (hidden > 0).sum() > 48
     assert set(importance) == {g for g in sizes(model, axes_of(model)) if not g.startswith("task_nets")}
+
+
+def test_a_task_may_keep_more_than_the_others() -> None:
+    model = wide()
+    importance = random_importance(model, 0)
+    shares = Shares(task_nets=0.5, tasks={"det": 1.0})
+    config = cut(model, plan(model, importance, shares)).config
+    assert config.tasks["seg"].widths == (8, 16, 16) and config.tasks["det"].widths == (16, 24, 32)
+    with pytest.raises(UsageError, match="above 0 and at most 1, not det 0"):
+        Shares(tasks={"det": 0})
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])

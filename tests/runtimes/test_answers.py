@@ -59,6 +59,24 @@ def test_detections_scale_shift_clip_and_suppress() -> None:
     assert found.names == NAMES
 
 
+def test_only_peaks_of_a_heat_map_are_boxes() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(0, 1, (1, 25, 2)).astype(np.float32)
+    scores[0, 7], scores[0, 8] = 1.0, 1.0  # two cells side by side, as high: both are peaks
+    corner = 4.0 * np.stack(np.divmod(np.arange(25), 5)[::-1], -1)
+    boxes = np.concatenate([corner, corner + 3], -1)[None].astype(np.float32)  # none overlaps another
+    found = detections([(boxes, scores)], lay_out(20, 20, 20), NAMES, heat_map=5)
+    wanted = set()
+    for label in range(2):
+        heat = np.pad(scores[0, :, label].reshape(5, 5), 1, constant_values=-1)
+        for y in range(5):
+            for x in range(5):
+                if heat[y + 1, x + 1] == heat[y : y + 3, x : x + 3].max() > 0.05:
+                    wanted.add((label, 4.0 * x, 4.0 * y))
+    assert {(label, *b[:2]) for label, b in zip(found.labels, found.boxes.tolist(), strict=True)} == wanted
+    assert {(0, 8.0, 4.0), (0, 12.0, 4.0)} <= wanted and len(wanted) < 25
+
+
 def test_detections_in_a_padded_frame() -> None:
     layout = lay_out(20, 60, 15, framing="pad")  # 5 rows of 15, the rest is reflection
     found = detections([(box((3, 1, 6, 4), (10, 3, 12, 9), (1, 6, 9, 12)), box((0.9, 0), (0.8, 0), (0.7, 0)))], layout, NAMES)
