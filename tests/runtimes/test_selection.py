@@ -63,7 +63,8 @@ class MadeUpRunning:
         i = known[0] if known else 0
         noise = self.how.get("noise", 0.0) if self.how.get("only", functions) == functions else 0.0
         names = [o for f in functions for o in outputs_of(f)]
-        return {name: random_answers()[name][i : i + 1] + np.float32(noise) for name in names}
+        found = {name: random_answers()[name][i : i + 1] + np.float32(noise) for name in names}
+        return self.how.get("bent", lambda answers: answers)(found)
 
     def close(self) -> None:
         self.engine.closed.append(self.name)
@@ -112,6 +113,28 @@ def test_the_fastest_that_answers_rightly_is_chosen(folder: Path, monkeypatch: p
         assert reasons["gpu3"] == "lost"
         assert sorted(made.closed) == ["cpu0", "gpu3", "npu0"]
     assert sorted(made.closed) == ["cpu0", "gpu0", "gpu3", "npu0"]
+
+
+def _turned(answers: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Rightly the same numbers, where the reader does not look for them."""
+    return {n: v.reshape(*v.shape[:1], *v.shape[:0:-1]) if n == "restore_cls" else v for n, v in answers.items()}
+
+
+def _torn(answers: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """NaN in a value that golden.npz does not hold."""
+    for name in answers.keys() & {"predict_seg"}:
+        answers[name] = answers[name].copy()
+        answers[name].reshape(-1)[1] = np.nan
+    return answers
+
+
+def test_what_the_golden_sample_does_not_hold_counts_as_well(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bent = {"gpu0": {"kind": "gpu", "bent": _turned}, "gpu1": {"kind": "gpu", "bent": _torn}}
+    given(monkeypatch, **bent, cpu0={"kind": "cpu", "slow_s": 1e-3})
+    with load(folder) as session:
+        assert session.device.native == "cpu0"
+        reasons = {t.device.native: t.reason or "" for t in session.report.trials}
+    assert "restore/cls -200.0 dB" in reasons["gpu0"] and "predict/seg -200.0 dB" in reasons["gpu1"]
 
 
 def test_power_prefers_npu_then_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
