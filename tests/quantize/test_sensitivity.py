@@ -116,7 +116,7 @@ def test_one_layer_on_is_that_layer_quantised_by_hand(tiny: TaskTok, name: str) 
         return ((x / scale).round() + zero).clamp(-128, 127).sub(zero).mul(scale)
 
     weight = layer.weight.detach()
-    scale = weight.abs().flatten(1).amax(1).reshape(-1, *[1] * (weight.ndim - 1)) / 127
+    scale = weight.abs().flatten(1).amax(1).reshape(-1, *[1] * (weight.ndim - 1)) / 63
     before, behind = cast(ActivationQuantizer, layer.input), layer.output
     step = (before.high - before.low) / 255 * scale.flatten()
     bias = (layer.bias / step).round() * step

@@ -40,7 +40,19 @@ def _few_frames_calibrate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_all_methods_combine(tiny_checkpoint: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--method", "slim,prune,levels,qat", "--keep", "hidden=0.5", "--sparsity", "0.6", "--level", "selected", "--json"]
+    words = [
+        "--method",
+        "slim,prune,levels,qat",
+        "--keep",
+        "layers=1",
+        "--keep",
+        "hidden=0.5",
+        "--sparsity",
+        "0.6",
+        "--level",
+        "selected",
+        "--json",
+    ]
     assert quantize(tiny_checkpoint, tmp_path, cache, *words) == 0
     told = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in told["rows"]] == ["tiny", *(f"after {m}" for m in ("slim", "prune", "levels", "ptq", "qat"))]
