@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasktok_edge.model.config import STRIDE
 from tasktok_edge.model.fuse import Front, space_to_depth
 from tasktok_edge.model.int8 import Int8Conv2d, Int8Linear
 from tasktok_edge.model.swinir import Upsample, WindowAttention
-from tasktok_edge.model.task_nets import STRIDE, Segmenter
+from tasktok_edge.model.task_nets import Segmenter
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.model.tokenizer import Decoder, Encoder
 from tasktok_edge.model.vit import Block, Transformer

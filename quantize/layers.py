@@ -65,13 +65,9 @@ def silence_blocks(model: TaskTok, kept: Mapping[str, Sequence[int]]) -> None:
     """Let the blocks that are not `kept` add nothing, in place: what `without_blocks` must equal."""
     for name, stay in kept.items():
         for i, block in enumerate(cast(nn.ModuleList, model.get_submodule(name))):
-            for end in BRANCH_ENDS if i not in stay else ():
-                for p in block.get_submodule(end).parameters() if _has(block, end) else ():
+            for part, module in block.named_modules() if i not in stay else ():
+                for p in module.parameters() if part in BRANCH_ENDS else ():
                     p.zero_()
-
-
-def _has(block: nn.Module, name: str) -> bool:
-    return name in dict(block.named_modules())
 
 
 def _config(config: TaskTokConfig, kept: Mapping[str, Sequence[int]]) -> TaskTokConfig:

@@ -104,7 +104,7 @@ def detections(
     """Merge the windows' boxes (1, N, 4) and scores (1, N, C) in the frame's pixels, and suppress doubles.
 
     Where the boxes come from the cells of a `heat_map` of this side, only those at its peaks count (arXiv 1904.07850, section
-    4): as accurate as all of them, and suppression, which took a fifth of a frame's time, has a tenth to look at.
+    4): as accurate as all of them, and suppression, which took a fifth of a frame's time, has fewer to look at.
     """
     all_boxes, all_scores, all_labels = [], [], []
     edge = np.array([layout.width, layout.height] * 2, np.float32)

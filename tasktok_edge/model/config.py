@@ -10,8 +10,7 @@ Level = Literal["exact", "context", "selected"]
 TaskKind = Literal["cls", "seg", "det"]
 TaskNetName = Literal["scenes", "resnet18", "deeplabv3_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_fpn", "own", "none"]
 
-
-HEAT_STRIDE = 4  # of the scenes' detector
+STRIDE = 4  # of the first stage of a scenes' network, of its pyramid, and of the detector's heat map
 
 
 class _Config(BaseModel):
@@ -94,7 +93,7 @@ class TaskConfig(_Config):
 
     def heat_map(self, image_size: int) -> int:
         """The side of the grid whose cells give a box each; 0 for a network that finds boxes otherwise."""
-        return image_size // HEAT_STRIDE if self.kind == "det" and self.net == "scenes" else 0
+        return image_size // STRIDE if self.kind == "det" and self.net == "scenes" else 0
 
     @property
     def is_incomplete(self) -> bool:

@@ -4,12 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasktok_edge.model.config import HEAT_STRIDE, TaskConfig
+from tasktok_edge.model.config import STRIDE, TaskConfig
 from tasktok_edge.model.deeplab import DeepLabV3
 from tasktok_edge.model.faster_rcnn import FasterRCNN
 from tasktok_edge.model.resnet import ResNet18
-
-STRIDE = HEAT_STRIDE  # of a network's first stage, and of its pyramid
 
 
 class ConvBN(nn.Sequential):

@@ -17,9 +17,9 @@ from tasktok_edge.data.folders import IGNORED
 from tasktok_edge.data.scenes import Frame
 from tasktok_edge.frames import blend, lay_out, windows
 from tasktok_edge.metrics import coco_map
-from tasktok_edge.model.config import TaskConfig
+from tasktok_edge.model.config import STRIDE, TaskConfig
 from tasktok_edge.model.faster_rcnn import FasterRCNN
-from tasktok_edge.model.task_nets import STRIDE, Detector, TaskNet
+from tasktok_edge.model.task_nets import Detector, TaskNet
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.runtimes.answers import Detections, detections
 
