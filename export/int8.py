@@ -45,6 +45,11 @@ class Rounding(nn.Module):
         codes = _OPS.quantize_per_tensor(x, *self.scheme, self.codes)
         return cast(Tensor, _OPS.dequantize_per_tensor(codes, *self.scheme, self.codes))
 
+    def by_steps(self, x: Tensor) -> Tensor:
+        """The same in plain arithmetic, which no converter takes for a quantizer and leaves out."""
+        scale, zero, lowest, highest = self.scheme
+        return torch.round(x * (1 / scale)).clamp(lowest - zero, highest - zero) * scale
+
 
 class Codes(nn.Module):
     """The frame's bytes as codes of pixels in [0, 1]."""
@@ -103,10 +108,9 @@ class CodedConv2d(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.conv2d(self.input(x), self.weight_of(slice(None)), self.bias, self.stride, self.padding)
-        y = cast(Tensor, self.output(F.relu(y) if self.relu else y))
-        # Where a sum and a further rounding follow, OpenVINO's CPU fuses all of it with the convolution and leaves this
-        # rounding out: one code in nine is then another. It does not with these two signs in between, which cost nothing.
-        return torch.neg(torch.neg(y)) if self.apart else y
+        if self.relu:
+            y = F.relu(y)
+        return self.output.by_steps(y) if self.apart else cast(Tensor, self.output(y))
 
 
 def in_codes(module: M, form: Form) -> M:

@@ -1,8 +1,9 @@
 """Layers that compute in int8: static scales, weights per output channel and symmetric, activations per tensor and affine.
 
 In PyTorch the integers are simulated (arXiv 1712.05877): every value that an engine keeps as an integer is rounded to that
-integer's grid, in training with the gradient of the identity. An engine that does integer arithmetic gives the same function up
-to the order of sums. Activations are rounded before *and* behind a layer: XNNPACK and ONNX Runtime take no other form.
+integer's grid, in training with the gradient of the identity. Without gradients sums are of whole numbers, so that a layer gives
+the very codes that an engine gives; what is left of a difference comes from layers in floating point. Activations are rounded
+before *and* behind a layer: XNNPACK and ONNX Runtime take no other form.
 """
 
 from collections.abc import Mapping
@@ -140,6 +141,24 @@ class _Int8Layer(nn.Module):
         on_grid = (self.bias / step).round() * step
         return self.bias + (on_grid - self.bias).detach() if self.training else on_grid
 
+    @property
+    def whole(self) -> bool:
+        """Whether sums are of whole numbers: not in training, nor while ranges are looked for."""
+        return not (torch.is_grad_enabled() or self.bypassed or self.output.watching)
+
+    def _count(self, x: Tensor) -> Tensor:
+        """Values on the input's grid as float counts of its steps."""
+        return (x / self.input.scale).round()
+
+    def _requantised(self, sums: Tensor, rows: slice, *, relu: bool) -> Tensor:
+        """Sums of products of codes, channels last, as values on the output's grid: rounded once, as engines do it."""
+        step = self.input.scale * self.weight_scale[rows]
+        zero = self.output.zero_point
+        lowest = (LOWEST - zero).clamp(min=0) if relu else LOWEST - zero
+        bias = (self.bias[rows] / step).round()
+        counts = ((sums.round() + bias) * (step / self.output.scale)).round().clamp(lowest, HIGHEST - zero)
+        return counts * self.output.scale
+
     def _scale(self) -> Tensor:
         return self.weight_scale.reshape(-1, *[1] * (self.weight.ndim - 1))
 
@@ -157,6 +176,9 @@ class Int8Linear(_Int8Layer, nn.Linear):
 
     def rows(self, x: Tensor, rows: slice) -> Tensor:
         """The outputs `rows` alone."""
+        if self.whole:
+            sums = F.linear(self._count(self.input(x)), self.codes()[rows].float())
+            return self._requantised(sums, rows, relu=self.relu)
         y = F.linear(self.input(x), self.rounded()[rows], self.rounded_bias()[rows])
         return cast(Tensor, self.output(F.relu(y) if self.relu else y))
 
@@ -171,6 +193,9 @@ class Int8Conv2d(_Int8Layer, nn.Conv2d):
         self._add_quantizers()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.whole:
+            sums = F.conv2d(self._count(self.input(x)), self.codes().float(), None, self.stride, self.padding)
+            return self._requantised(sums.movedim(1, -1), slice(None), relu=self.relu).movedim(-1, 1)
         y = F.conv2d(self.input(x), self.rounded(), self.rounded_bias(), self.stride, self.padding)
         return cast(Tensor, self.output(F.relu(y) if self.relu else y))
 
