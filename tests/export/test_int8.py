@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -18,7 +19,9 @@ from tasktok_edge.model.int8 import Int8Conv2d, Int8Linear, int8_layers
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.parity import Exported, export_verified
 from tasktok_edge.quantize import ptq
+from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import load
+from tasktok_edge.runtimes.selection import psnr_db
 from tests.conftest import build_tiny, build_tiny_edge
 from tests.export.test_rewrite import official_kind
 
@@ -84,6 +87,20 @@ def test_parity_passes_and_the_bundle_says_what_is_int8(exported: Exported, chec
     assert not set(FP) & set(manifest.quantization)
     with load(exported.path) as session:
         assert session.precision.startswith("int8")
+
+
+@pytest.mark.slow
+def test_engines_give_the_codes_of_pytorch(exported: Exported, checkpoint: Path) -> None:
+    # A rounding that an engine leaves out (OpenVINO's fusions would, before a sum) moves every frame's answers, to 35 dB.
+    reference = Reference(load_checkpoint(checkpoint).model)
+    with load(exported.path) as session:
+        for function in session.bundle.manifest.functions:
+            name, figures = function.outputs[0].name, []
+            for seed in range(9):
+                frame = np.random.default_rng(seed).integers(0, 256, (1, 32, 32, 3), np.uint8)
+                want = reference.run_raw((function.name,), frame)[name]
+                figures.append(psnr_db(session.run_raw((function.name,), frame)[name], want, float(np.abs(want).max())))
+            assert np.median(figures) > 90, (name, figures)
 
 
 @pytest.mark.slow

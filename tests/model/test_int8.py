@@ -9,7 +9,7 @@ from torch import nn
 from tasktok_edge.errors import CheckpointError, UsageError
 from tasktok_edge.model.checkpoint import load_checkpoint, save_checkpoint
 from tasktok_edge.model.fuse import fuse
-from tasktok_edge.model.int8 import ActivationQuantizer, Int8Linear, int8_layers
+from tasktok_edge.model.int8 import ActivationQuantizer, Int8Conv2d, Int8Linear, int8_layers
 from tasktok_edge.model.own_net import with_task_net
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.quantize.ptq import folded, quantizable, to_int8
@@ -55,6 +55,32 @@ def test_gradients_pass_where_values_do() -> None:
     layer(x).sum().backward()
     assert x.grad is not None and x.grad[0, 2] == 0 and x.grad[0, 0] != 0
     assert layer.weight.grad is not None and (layer.weight.grad[:, 0] != 0).all()
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_without_gradients_sums_are_of_whole_numbers(kind: str, relu: bool) -> None:
+    torch.manual_seed(0)
+    layer = Int8Linear(300, 40, relu=relu) if kind == "linear" else Int8Conv2d(nn.Conv2d(30, 40, 3, padding=1), relu=relu)
+    layer.input, layer.output = ActivationQuantizer(-1.3, 2.9), ActivationQuantizer(-0.7, 1.1)
+    nn.init.normal_(layer.bias)
+    layer.scale_weight()
+    shape = (64, 300) if kind == "linear" else (2, 30, 8, 8)
+    x = torch.randn(shape)
+    simulated = layer(x)
+    with torch.no_grad():
+        found = layer(x)
+        counts = (layer.input(x) / layer.input.scale).round().long()
+        step = layer.input.scale * layer.weight_scale
+        product, weight = nn.functional.linear if kind == "linear" else nn.functional.conv2d, layer.codes().long()
+        sums = product(counts, weight) if kind == "linear" else product(counts, weight, padding=1)  # type: ignore[operator]
+        across = (-1,) if kind == "linear" else (-1, 1, 1)
+        sums = sums + (layer.bias / step).round().long().reshape(across)
+        codes = (sums * (step / layer.output.scale).reshape(across)).round() + layer.output.zero_point
+        codes = codes.clamp(int(layer.output.zero_point) if relu else -128, 127)
+    assert torch.equal((found / layer.output.scale).round() + layer.output.zero_point, codes)
+    off = (found - simulated).abs() / layer.output.scale
+    assert off.max() < 1.01 and (off > 0.5).float().mean() < 1e-3  # a sum on a tie may have fallen to the other side
 
 
 def test_folding_is_exact() -> None:
