@@ -28,10 +28,9 @@ from tasktok_edge.staging import stage
 PARITY_FRAMES = 16
 LARGE_MACS = 10_000_000_000  # multiply-adds from which a frame takes seconds: one golden frame then, and fewer for parity
 LARGE_PARITY_FRAMES = 2
-# Share of frames with the same answer. In int8 a sum in another order moves a code to its neighbour now and then, and every
-# layer behind carries that on: PyTorch's own simulation, its sums disturbed by 1e-5, agrees with itself on 77 % of masks (of
-# which 99.5 % of the pixels must be equal) and on 97 % of labels and boxes. What counts there is accuracy: `validate`.
-MIN_AGREEMENT: dict[str, float] = {"fp32": 0.995, "fp16": 0.995, "int8": 0.6}
+# Share of frames with the same answer. In int8 the last digit of a sum in floating point moves a code to its neighbour now and
+# then, every layer behind carries that on, and the border of a mask moves.
+MIN_AGREEMENT: dict[str, float] = {"fp32": 0.995, "fp16": 0.995, "int8": 0.9}
 
 
 @dataclass(frozen=True)

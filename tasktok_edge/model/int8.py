@@ -150,14 +150,11 @@ class _Int8Layer(nn.Module):
         """Values on the input's grid as float counts of its steps."""
         return (x / self.input.scale).round()
 
-    def _requantised(self, sums: Tensor, rows: slice, *, relu: bool) -> Tensor:
-        """Sums of products of codes, channels last, as values on the output's grid: rounded once, as engines do it."""
+    def _from_sums(self, sums: Tensor, rows: slice) -> Tensor:
+        """Sums of products of codes, channels last, as values: put on the output's grid in one rounding, as engines do it."""
         step = self.input.scale * self.weight_scale[rows]
-        zero = self.output.zero_point
-        lowest = (LOWEST - zero).clamp(min=0) if relu else LOWEST - zero
-        bias = (self.bias[rows] / step).round()
-        counts = ((sums.round() + bias) * (step / self.output.scale)).round().clamp(lowest, HIGHEST - zero)
-        return counts * self.output.scale
+        counts = (sums.round() + (self.bias[rows] / step).round()) * (step / self.output.scale)
+        return counts.round() * self.output.scale
 
     def _scale(self) -> Tensor:
         return self.weight_scale.reshape(-1, *[1] * (self.weight.ndim - 1))
@@ -176,10 +173,11 @@ class Int8Linear(_Int8Layer, nn.Linear):
 
     def rows(self, x: Tensor, rows: slice) -> Tensor:
         """The outputs `rows` alone."""
+        x = self.input(x)
         if self.whole:
-            sums = F.linear(self._count(self.input(x)), self.codes()[rows].float())
-            return self._requantised(sums, rows, relu=self.relu)
-        y = F.linear(self.input(x), self.rounded()[rows], self.rounded_bias()[rows])
+            y = self._from_sums(F.linear(self._count(x), self.codes()[rows].float()), rows)
+        else:
+            y = F.linear(x, self.rounded()[rows], self.rounded_bias()[rows])
         return cast(Tensor, self.output(F.relu(y) if self.relu else y))
 
 
@@ -193,10 +191,12 @@ class Int8Conv2d(_Int8Layer, nn.Conv2d):
         self._add_quantizers()
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.input(x)
         if self.whole:
-            sums = F.conv2d(self._count(self.input(x)), self.codes().float(), None, self.stride, self.padding)
-            return self._requantised(sums.movedim(1, -1), slice(None), relu=self.relu).movedim(-1, 1)
-        y = F.conv2d(self.input(x), self.rounded(), self.rounded_bias(), self.stride, self.padding)
+            sums = F.conv2d(self._count(x), self.codes().float(), None, self.stride, self.padding)
+            y = self._from_sums(sums.movedim(1, -1), slice(None)).movedim(-1, 1)
+        else:
+            y = F.conv2d(x, self.rounded(), self.rounded_bias(), self.stride, self.padding)
         return cast(Tensor, self.output(F.relu(y) if self.relu else y))
 
 
