@@ -1,9 +1,9 @@
 """Layers that compute in int8: static scales, weights per output channel and symmetric, activations per tensor and affine.
 
 In PyTorch the integers are simulated (arXiv 1712.05877): every value that an engine keeps as an integer is rounded to that
-integer's grid, in training with the gradient of the identity. Without gradients sums are of whole numbers, so that a layer gives
-the very codes that an engine gives; what is left of a difference comes from layers in floating point. Activations are rounded
-before *and* behind a layer: XNNPACK and ONNX Runtime take no other form.
+integer's grid, in training with the gradient of the identity. Without gradients sums are of whole numbers, so that a layer
+gives the very codes that an engine gives; what is left of a difference comes from layers in floating point. Activations are
+rounded before *and* behind a layer: XNNPACK and ONNX Runtime take no other form.
 """
 
 from collections.abc import Mapping
