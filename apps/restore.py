@@ -25,6 +25,10 @@ def restore_command(
     task: Annotated[str | None, typer.Option(help="what to restore for; needed if the bundle has several")] = None,
     out: Annotated[Path, typer.Option(help="folder for the restored pictures")] = Path("out/restored"),
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="run the engine in a process of its own: for bundles of others")
+    ] = False,
+    public_key: Annotated[Path | None, typer.Option(help="PEM file: open only a bundle that its owner signed")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Restore pictures with a bundle and give the task's answer for each."""
@@ -33,7 +37,7 @@ def restore_command(
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise UsageError(f"two pictures are named {', '.join(sorted(twice))}: their restored files would be one")
-    with load(bundle, device) as session:
+    with load(bundle, device, isolate=isolate, public_key=public_key) as session:
         rows = list(_restore(session, frames, names, task, out))
         where = f"{session.bundle.manifest.name} on {session.device.native}, {session.precision}"
     if as_json:

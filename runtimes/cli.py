@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -12,8 +12,8 @@ from rich.table import Table
 
 from tasktok_edge.errors import TaskTokEdgeError
 from tasktok_edge.runtimes import devices, load
-from tasktok_edge.runtimes.engine import Device
-from tasktok_edge.runtimes.selection import Report, Trial
+from tasktok_edge.runtimes.engine import Device, Trial
+from tasktok_edge.runtimes.selection import Policy, Report
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -25,20 +25,32 @@ def _group() -> None:
 
 @app.command("devices")
 def devices_command(
-    bundle: Annotated[Path | None, typer.Argument(help="a bundle to try on each device that can take it")] = None,
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[BUNDLE]...", help="bundles of one model to try on each device that can take them"),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
+    public_key: Annotated[Path | None, typer.Option(help="PEM file: open only what its owner signed")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """List every engine and device, usable or not and why; with BUNDLE, prove and time it on those that take it."""
-    if bundle is None:
+    """List every engine and device, usable or not and why; with bundles, prove and time them on those that take them."""
+    if not bundles:
         found = devices()
         why = [f"{d.engine} {d.native}: {d.reason}" for d in found if d.reason]
         _show([asdict(d) for d in found], _device_table(found), why, as_json=as_json)
         return
-    with load(bundle, device) as session:
-        report = session.report
-    lines = [f"{t.device.native}: {t.reason or f'runs on {t.effective_device}'}" for t in report.trials]
-    _show(report_json(report), _report_table(report), [*lines, *report.notes], as_json=as_json)
+    with load(bundles, device, remember=False, public_key=public_key) as session:
+        report, placed = session.report, session.placement(session.tasks[0])
+    by_policy = {policy: report.pick(policy) for policy in get_args(Policy)}
+    if as_json:
+        picks = {policy: [t.bundle, t.device.native] for policy, t in by_policy.items()}
+        print(json.dumps({**report_json(report), "auto": picks, "placement": placed}, indent=2))
+        return
+    lines = [f"{t.bundle} on {t.device.native}: {t.reason or f'runs on {t.effective_device}'}" for t in report.trials]
+    lines += [f"auto takes, by policy {policy}: {t.bundle} on {t.device.native}" for policy, t in by_policy.items()]
+    where = ", ".join(f"{count} on {name}" for name, count in placed.items())
+    lines.append(f"operators of {report.bundle} for {session.tasks[0]}: {where}")
+    _show(None, _report_table(report), [*lines, *report.notes], as_json=False)
 
 
 def report_json(report: Report) -> dict[str, Any]:
@@ -65,10 +77,10 @@ def _device_table(found: list[Device]) -> Table:
 
 
 def _report_table(report: Report) -> Table:
-    table = Table("device", "verdict", "worst golden", "latency", "compile", "computes in")
+    table = Table("bundle", "device", "verdict", "worst golden", "latency", "compile", "computes in")
     table.title = f"{report.bundle} on {report.engine} {report.engine_version}"
     for t in report.trials:
-        table.add_row(f"{t.device.kind} ({t.device.native})", t.verdict, *_figures(t))
+        table.add_row(t.bundle, f"{t.device.kind} ({t.device.native})", t.verdict, *_figures(t))
     return table
 
 

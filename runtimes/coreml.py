@@ -6,6 +6,7 @@ an RGB image named `frame`, so Pillow is needed too.
 
 import platform
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -105,6 +106,21 @@ class CoreMlRunning:
             for spec in self._functions[function].outputs:
                 found[spec.name] = np.asarray(outputs[spec.name], np.float32)
         return found
+
+    def placement(self, functions: tuple[str, ...]) -> dict[str, int]:
+        """Count the operations of functions by the device that Core ML's compute plan (macOS 14.4) prefers for them."""
+        from coremltools.models.compute_plan import MLComputePlan
+
+        found: Counter[str] = Counter()
+        for function in functions:
+            model = self._models.get(function) or self._load(function)
+            units = getattr(self._tools.ComputeUnit, self._units)
+            plan = MLComputePlan.load_from_path(path=model.get_compiled_model_path(), compute_units=units)
+            for operation in plan.model_structure.program.functions[self._functions[function].entry].block.operations:
+                usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
+                if usage is not None:  # constants have none
+                    found[type(usage.preferred_compute_device).__name__] += 1
+        return dict(found.most_common())
 
     def native(self, function: str, batch: NDArray[np.uint8]) -> Callable[[], object]:
         """The engine's own bare call for one function and batch: what bench holds the shim against."""

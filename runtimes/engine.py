@@ -1,7 +1,7 @@
 """What the shim asks of an engine. Each engine is a module with these functions; there is no base class."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -25,6 +25,25 @@ class Device:
     reason: str | None = None
 
 
+Verdict = Literal["chosen", "proven", "refused", "unusable", "skipped"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One device and how it did with a bundle. `psnr_db` by function, `latency_ms` of one call of `functions`."""
+
+    device: Device
+    verdict: Verdict
+    reason: str | None = None
+    psnr_db: Mapping[str, float] = field(default_factory=dict)
+    functions: tuple[str, ...] = ()
+    latency_ms: float | None = None
+    compile_s: float | None = None
+    effective_precision: str | None = None
+    effective_device: str | None = None
+    bundle: str = ""  # its name
+
+
 class Running(Protocol):
     """A bundle opened on one device."""
 
@@ -41,6 +60,9 @@ class Running(Protocol):
 
         Not for two threads at a time. Raises DeviceError where the engine fails.
         """
+
+    def placement(self, functions: tuple[str, ...]) -> dict[str, int]:
+        """Count the operators of functions that were run by where they run, by the engine's own records."""
 
     def native(self, function: str, batch: NDArray[np.uint8]) -> Callable[[], object]:
         """The engine's own bare call for one function and batch: what bench holds the shim against."""

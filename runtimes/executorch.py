@@ -5,6 +5,7 @@ What runs where was decided at the export: a .pte names its delegates, and other
 delegate is never offered: it ends the process with a segmentation fault.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -59,8 +60,9 @@ class ExecuTorchRunning:
         self._from_numpy = torch.from_numpy
         self._functions = {f.name: f for f in bundle.manifest.functions if f.task in tasks}
         (file,) = {f.file for f in self._functions.values()}
+        self._file = bundle.path / file
         try:
-            self._program = runtime.Runtime.get().load_program(bundle.path / file, verification=runtime.Verification.Minimal)
+            self._program = runtime.Runtime.get().load_program(self._file, verification=runtime.Verification.Minimal)
         except RuntimeError as error:
             raise DeviceError(f"ExecuTorch cannot read {file}: {first_line(error)}") from None
         self._methods: dict[str, tuple[Any, list[str]]] = {}
@@ -90,6 +92,21 @@ class ExecuTorchRunning:
             for name, output in zip(names, outputs, strict=True):
                 found[name] = output.numpy()
         return found
+
+    def placement(self, functions: tuple[str, ...]) -> dict[str, int]:
+        """Count a program's instructions: parts that a delegate has taken whole, and calls of portable kernels."""
+        from executorch.exir._serialize._program import deserialize_pte_binary
+        from executorch.exir.schema import DelegateCall, KernelCall
+
+        entries = {self._functions[f].entry for f in functions}
+        found: Counter[str] = Counter()
+        for plan in deserialize_pte_binary(self._file.read_bytes()).program.execution_plan:
+            for instruction in (i.instr_args for chain in plan.chains for i in chain.instructions if plan.name in entries):
+                if isinstance(instruction, DelegateCall):
+                    found[f"{plan.delegates[instruction.delegate_index].id}, whole parts"] += 1
+                elif isinstance(instruction, KernelCall):
+                    found["portable kernels"] += 1
+        return dict(found.most_common())
 
     def native(self, function: str, batch: NDArray[np.uint8]) -> Callable[[], object]:
         """The engine's own bare call for one function and batch: what bench holds the shim against."""

@@ -69,6 +69,7 @@ class OnnxRunning:
         (file,) = {f.file for f in self._functions.values()}
         self._file = bundle.path / file
         self._sessions: dict[tuple[str, ...], tuple[Any, list[str]]] = {}
+        self._nodes: dict[tuple[str, ...], dict[str, int]] = {}
         self.effective_precision, self.effective_device = "not compiled", "not compiled"
 
     def _compile(self, functions: tuple[str, ...]) -> tuple[Any, list[str]]:
@@ -94,6 +95,7 @@ class OnnxRunning:
             nodes[part.ep_name] += len(part.get_nodes())
         if not nodes[self._device]:
             raise DeviceError(f"ONNX Runtime put all nodes on the CPU, none on {self._device}")
+        self._nodes[functions] = dict(nodes.most_common())
         self.effective_device = ", ".join(f"{n} ({count} nodes)" for n, count in nodes.most_common() if count)
         # The CPU provider has next to no fp16 kernels: it casts and computes in fp32.
         fp32 = self._device == CPU and self._precision == "fp16"
@@ -107,6 +109,12 @@ class OnnxRunning:
             return dict(zip(names, session.run(names, {"frame": batch}), strict=True))
         except self._errors as error:
             raise DeviceError(f"ONNX Runtime failed on {self._device}: {first_line(error)}") from None
+
+    def placement(self, functions: tuple[str, ...]) -> dict[str, int]:
+        """Count the nodes of functions by execution provider, as they were assigned."""
+        if functions not in self._nodes:
+            self._compile(functions)
+        return {name: count for name, count in self._nodes[functions].items() if count}
 
     def native(self, function: str, batch: NDArray[np.uint8]) -> Callable[[], object]:
         """The engine's own bare call for one function and batch: what bench holds the shim against."""

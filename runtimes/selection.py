@@ -3,39 +3,24 @@
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasktok_edge.bundle import Bundle, Parity, golden_values
-from tasktok_edge.errors import DeviceError
-from tasktok_edge.runtimes.engine import Device, Engine, Running
+from tasktok_edge.bundle import Bundle, Parity, Target, golden_values
+from tasktok_edge.errors import DeviceError, PackageError
+from tasktok_edge.runtimes.engine import Device, Engine, Running, Trial
+from tasktok_edge.runtimes.remembered import forget, key_of, recall, remember
 
 Policy = Literal["latency", "power"]
 Proof = Literal["required", "measured"]
-Verdict = Literal["chosen", "proven", "refused", "unusable", "skipped"]
 
 LATENCY_RUNS = 5  # enough to order devices; bench measures
 LATENCY_BUDGET_MS = 1000.0  # a model of seconds a frame is ordered by fewer
 POWER_ORDER = ("npu", "gpu", "cpu")
 PSNR_LIMIT_DB = 200.0  # equal arrays; JSON has no infinity, and float32 ends near 150 dB
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One device and how it did. `psnr_db` by function, `latency_ms` of one call of `functions`."""
-
-    device: Device
-    verdict: Verdict
-    reason: str | None = None
-    psnr_db: Mapping[str, float] = field(default_factory=dict)
-    functions: tuple[str, ...] = ()
-    latency_ms: float | None = None
-    compile_s: float | None = None
-    effective_precision: str | None = None
-    effective_device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,16 +35,23 @@ class Report:
     parity: Parity
     notes: tuple[str, ...]
     trials: tuple[Trial, ...]
+    remembered: bool = False  # from an earlier start; figures and times are of then
 
     @property
     def chosen(self) -> Trial | None:
         return next((t for t in self.trials if t.verdict == "chosen"), None)
 
+    def pick(self, policy: Policy) -> Trial:
+        """What `device="auto"` takes under a policy; what was chosen where nothing answers rightly."""
+        right = [t for t in self.trials if t.verdict in ("chosen", "proven")]
+        return min(right, key=lambda t: _rank(t, policy))
+
     def __str__(self) -> str:
         lines = [f"{self.bundle} on {self.engine} {self.engine_version}", *self.notes]
         for t in self.trials:
             costs = "" if t.latency_ms is None else f", {t.latency_ms:.2f} ms in {t.effective_precision}"
-            lines.append(f"{t.device.kind} ({t.device.native}): {t.verdict}{costs}{f', {t.reason}' if t.reason else ''}")
+            whose = "" if t.bundle in ("", self.bundle) else f"{t.bundle}, "
+            lines.append(f"{whose}{t.device.kind} ({t.device.native}): {t.verdict}{costs}{f', {t.reason}' if t.reason else ''}")
         return "\n".join(lines)
 
 
@@ -116,74 +108,175 @@ def task_functions(bundle: Bundle, task: str) -> tuple[str, ...]:
 
 
 def select(
-    engine: Engine,
-    bundle: Bundle,
+    bundles: Sequence[Bundle],
+    engines: Mapping[Target, Engine],
     device: str,
     *,
     tasks: Sequence[str],
     threads: int | None,
     policy: Policy,
     proof: Proof,
-) -> tuple[Running, Report]:
-    """Prove the devices that were asked for and return the best, opened, with the report; DeviceError if none is."""
-    found = engine.devices()
-    asked = [d for d in found if device in ("auto", d.kind) or device.lower() == d.native.lower()]
-    if not any(d.usable for d in asked):
-        raise DeviceError(f"there is no {_named(device)} for this {bundle.manifest.target} bundle. {_what_there_is(found)}")
-    golden = bundle.golden()
+    keep: bool,
+) -> tuple[Bundle, Running, Report]:
+    """Prove the devices that were asked for and return the best, opened, with its bundle and the report.
+
+    With `keep`, a choice that was made before is made again, once the device has answered the first task's golden frames.
+    Raises DeviceError where no device answers rightly, PackageError where no engine is installed.
+    """
+    found = _candidates(bundles, engines)
+    asked = [c for c in found if device in ("auto", c.device.kind) or device.lower() == c.device.native.lower()]
+    if not any(c.device.usable for c in asked):
+        kinds = " or ".join(dict.fromkeys(b.manifest.target for b in bundles))
+        there = _what_there_is([c.device for c in found])
+        raise DeviceError(f"there is no {_named(device)} for this {kinds} bundle. {there}")
+    key = key_of(_facts(found, engines, device, tasks=tasks, threads=threads, policy=policy))
+    known = recall(key) if keep else None
+    if known is not None:
+        again = _again(found, known, tasks=tasks, threads=threads)
+        if again is not None:
+            candidate, running, trials = again
+            return candidate.bundle, running, _report(candidate, policy, trials, remembered=True)
+        forget(key)
+    candidate, running, trials = _tried(found, asked, device, tasks=tasks, threads=threads, policy=policy, proof=proof)
+    if keep:
+        remember(key, trials)
+    return candidate.bundle, running, _report(candidate, policy, trials, remembered=False)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A device for one of the bundles."""
+
+    bundle: Bundle
+    engine: Engine | None  # None: it is not installed
+    device: Device
+
+
+def _candidates(bundles: Sequence[Bundle], engines: Mapping[Target, Engine]) -> list[_Candidate]:
+    found, missing = [], None
+    for bundle in bundles:
+        target = bundle.manifest.target
+        try:
+            found += [_Candidate(bundle, engines[target], d) for d in engines[target].devices()]
+        except PackageError as error:
+            missing = missing or error
+            found.append(_Candidate(bundle, None, Device(target, "cpu", "-", "not installed", usable=False, reason=str(error))))
+    if missing is not None and all(c.engine is None for c in found):
+        raise missing
+    return found
+
+
+def _facts(
+    found: Sequence[_Candidate],
+    engines: Mapping[Target, Engine],
+    device: str,
+    *,
+    tasks: Sequence[str],
+    threads: int | None,
+    policy: Policy,
+) -> dict[str, Any]:
+    """All that a decision depends on."""
+    there = [[c.bundle.sha256, c.engine.version() if c.engine else None, *vars(c.device).values()] for c in found]
+    isolated = [type(engine).__name__ for engine in engines.values()]
+    return {"there": there, "asked": device, "tasks": list(tasks), "threads": threads, "policy": policy, "how": isolated}
+
+
+def _again(
+    found: Sequence[_Candidate], known: list[Trial], *, tasks: Sequence[str], threads: int | None
+) -> tuple[_Candidate, Running, list[Trial]] | None:
+    """Open what was chosen before, and prove its first call; None where it is no longer right."""
+    at = next(i for i, t in enumerate(known) if t.verdict == "chosen")
+    candidate = next((c for c in found if c.device == known[at].device and c.bundle.manifest.name == known[at].bundle), None)
+    if candidate is None or not candidate.device.usable:
+        return None
+    trial, running = _try(candidate, candidate.bundle.golden(), tasks=tasks, threads=threads, again=True)
+    if running is None:
+        return None
+    if trial.verdict != "proven":
+        running.close()
+        return None
+    figures = {**known[at].psnr_db, **trial.psnr_db}
+    trials = list(known)
+    trials[at] = replace(trial, verdict="chosen", psnr_db=figures, latency_ms=known[at].latency_ms)
+    return candidate, running, trials
+
+
+def _tried(
+    found: Sequence[_Candidate],
+    asked: Sequence[_Candidate],
+    device: str,
+    *,
+    tasks: Sequence[str],
+    threads: int | None,
+    policy: Policy,
+    proof: Proof,
+) -> tuple[_Candidate, Running, list[Trial]]:
     trials: list[Trial] = []
     opened: dict[int, Running] = {}
+    golden = {c.bundle.sha256: c.bundle.golden() for c in asked}
     try:
-        for d in found:
-            if not d.usable:
-                trials.append(Trial(d, "unusable", d.reason))
-            elif d not in asked:
-                trials.append(Trial(d, "skipped", f"device {device!r} was asked for"))
+        for c in found:
+            name = c.bundle.manifest.name
+            if not c.device.usable:
+                trials.append(Trial(c.device, "unusable", c.device.reason, bundle=name))
+            elif c not in asked:
+                trials.append(Trial(c.device, "skipped", f"device {device!r} was asked for", bundle=name))
             else:
-                trial, running = _try(engine, bundle, d, golden, tasks=tasks, threads=threads)
+                trial, running = _try(c, golden[c.bundle.sha256], tasks=tasks, threads=threads)
                 if running is not None:
                     opened[len(trials)] = running
                 trials.append(trial)
         right = [i for i in opened if trials[i].verdict == "proven"]
         choices = right or (list(opened) if proof == "measured" else [])
         if not choices:
-            told = "; ".join(f"{t.device.native} {t.reason}" for t in trials if t.device in asked)
-            raise DeviceError(f"no device runs {bundle.source} rightly: {told}")
+            told = "; ".join(f"{t.device.native} {t.reason}" for t, c in zip(trials, found, strict=True) if c in asked)
+            sources = ", ".join(str(source) for source in dict.fromkeys(c.bundle.source for c in asked))
+            raise DeviceError(f"no device runs {sources} rightly: {told}")
         best = min(choices, key=lambda i: _rank(trials[i], policy))
         trials[best] = replace(trials[best], verdict="chosen")
         running = opened.pop(best)
     finally:
         for other in opened.values():
             other.close()
-    manifest = bundle.manifest
-    report = Report(
-        bundle=manifest.name,
+    return found[best], running, trials
+
+
+def _report(candidate: _Candidate, policy: Policy, trials: Sequence[Trial], *, remembered: bool) -> Report:
+    bundle = candidate.bundle
+    assert candidate.engine is not None
+    notes = _notes(bundle.manifest.parity)
+    if remembered:
+        notes += ("remembered from an earlier start: devices were not tried again, calls are proven when they are first made",)
+    return Report(
+        bundle=bundle.manifest.name,
         bundle_sha256=bundle.sha256,
-        engine=manifest.target,
-        engine_version=engine.version(),
+        engine=bundle.manifest.target,
+        engine_version=candidate.engine.version(),
         policy=policy,
-        parity=manifest.parity,
-        notes=_notes(manifest.parity),
+        parity=bundle.manifest.parity,
+        notes=notes,
         trials=tuple(trials),
+        remembered=remembered,
     )
-    return running, report
 
 
 def _try(
-    engine: Engine,
-    bundle: Bundle,
-    device: Device,
+    candidate: _Candidate,
     golden: Mapping[str, NDArray[Any]],
     *,
     tasks: Sequence[str],
     threads: int | None,
+    again: bool = False,
 ) -> tuple[Trial, Running | None]:
+    bundle, device, name = candidate.bundle, candidate.device, candidate.bundle.manifest.name
+    assert candidate.engine is not None
     calls = [functions for task in tasks if (functions := task_functions(bundle, task))]
+    calls, runs = (calls[:1], 0) if again else (calls, LATENCY_RUNS)
     start = time.perf_counter()
     try:
-        running = engine.open(bundle, device, threads=threads, tasks=tasks)
+        running = candidate.engine.open(bundle, device, threads=threads, tasks=tasks)
     except DeviceError as error:
-        return Trial(device, "unusable", str(error)), None
+        return Trial(device, "unusable", str(error), bundle=name), None
     try:
         for functions in calls:
             running.run(functions, golden["frames"][:1])
@@ -191,16 +284,14 @@ def _try(
         figures: dict[str, float] = {}
         for functions in calls:
             figures |= measure(running, bundle, functions, golden)
-        times_ms = []
-        for _ in range(LATENCY_RUNS):
+        times_ms: list[float] = []
+        while len(times_ms) < runs and sum(times_ms) <= LATENCY_BUDGET_MS:
             start = time.perf_counter()
             running.run(calls[0], golden["frames"][:1])
             times_ms.append((time.perf_counter() - start) * 1e3)
-            if sum(times_ms) > LATENCY_BUDGET_MS:
-                break
     except DeviceError as error:
         running.close()
-        return Trial(device, "unusable", str(error)), None
+        return Trial(device, "unusable", str(error), bundle=name), None
     except BaseException:
         running.close()
         raise
@@ -211,10 +302,11 @@ def _try(
         wrong,
         figures,
         calls[0],
-        statistics.median(times_ms),
+        statistics.median(times_ms) if times_ms else None,
         compile_s,
         running.effective_precision,
         running.effective_device,
+        bundle=name,
     )
     return trial, running
 

@@ -2,26 +2,28 @@
 
 import math
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasktok_edge.bundle import Bundle, Kind
 from tasktok_edge.errors import DeviceError, FrameError, UsageError, unknown_word
-from tasktok_edge.frames import Layout, check_frame, lay_out, magnitude, to_uint8
+from tasktok_edge.frames import Layout, Pixels, as_rgb, check_frame, lay_out, magnitude, to_uint8
 from tasktok_edge.runtimes.answers import Answer, answer_of
-from tasktok_edge.runtimes.engine import Device, Running
-from tasktok_edge.runtimes.selection import Proof, Report, Trial, measure, shortfall
+from tasktok_edge.runtimes.engine import Device, Running, Trial
+from tasktok_edge.runtimes.selection import Proof, Report, measure, shortfall
 
 Outputs = dict[str, NDArray[Any]]
 
 Way = Literal["restore", "predict", "both"]
 WAYS: dict[Way, tuple[Kind, ...]] = {"restore": ("restore",), "predict": ("predict",), "both": ("restore", "predict")}
 UINT8 = np.dtype(np.uint8)
+QUEUED = 4  # frames that wait or run after submit(): more would only be older when they are answered
 MAX_CALLS = 256  # shapes of frames that are remembered
 
 
@@ -52,13 +54,22 @@ class Session:
     """
 
     def __init__(
-        self, bundle: Bundle, running: Running, report: Report, *, tasks: tuple[str, ...], proof: Proof = "required"
+        self,
+        bundle: Bundle,
+        running: Running,
+        report: Report,
+        *,
+        tasks: tuple[str, ...],
+        proof: Proof = "required",
+        pixels: Pixels = "rgb",
     ) -> None:
         assert report.chosen is not None
         self.bundle, self.report, self.tasks = bundle, report, tasks
         self._chosen: Trial = report.chosen
         self._running: Running | None = running
-        self._proof = proof
+        self._proof, self._pixels = proof, pixels
+        self._pool: ThreadPoolExecutor | None = None
+        self._room = threading.BoundedSemaphore(QUEUED)
         self._lock = threading.Lock()
         self._functions = {f.name: f for f in bundle.manifest.functions if f.task in tasks}
         self._size = bundle.manifest.input.size
@@ -90,20 +101,83 @@ class Session:
         return self._size
 
     def restore(self, frame: NDArray[np.uint8], task: str | None = None) -> NDArray[np.uint8]:
-        """Restore a frame (H, W, 3) uint8 RGB for a task."""
+        """Restore a frame, (H, W, 3) uint8 or as `load` was told, for a task: RGB, and BGR where the frame is."""
+        frame = self._rgb(frame)
         call = self._call("restore", frame, task)
         return self._frame(call, self._run(call, frame))
 
-    def predict(self, frame: NDArray[np.uint8], task: str | None = None) -> Answer:
-        """Restore and look: the task's answer, in the frame's own pixels."""
+    @overload
+    def predict(self, frame: NDArray[np.uint8], task: str | None = None) -> Answer: ...
+
+    @overload
+    def predict(self, frame: NDArray[np.uint8], *, tasks: Sequence[str]) -> dict[str, Answer]: ...
+
+    def predict(
+        self, frame: NDArray[np.uint8], task: str | None = None, *, tasks: Sequence[str] | None = None
+    ) -> Answer | dict[str, Answer]:
+        """Restore and look: the task's answer, in the frame's own pixels; with `tasks` those of several, by task.
+
+        Several tasks share what they can: OpenVINO and ONNX Runtime encode the frame once and refine its tokens once.
+        """
+        frame = self._rgb(frame)
+        if tasks is not None:
+            return {name: self._answer(call, outputs) for name, call, outputs in self._several("predict", frame, task, tasks)}
         call = self._call("predict", frame, task)
         return self._answer(call, self._run(call, frame))
 
-    def __call__(self, frame: NDArray[np.uint8], task: str | None = None) -> Result:
-        """Give both, in one call of the engine where it can."""
+    @overload
+    def __call__(self, frame: NDArray[np.uint8], task: str | None = None) -> Result: ...
+
+    @overload
+    def __call__(self, frame: NDArray[np.uint8], *, tasks: Sequence[str]) -> dict[str, Result]: ...
+
+    def __call__(
+        self, frame: NDArray[np.uint8], task: str | None = None, *, tasks: Sequence[str] | None = None
+    ) -> Result | dict[str, Result]:
+        """Give both, in one call of the engine where it can; with `tasks` those of several, by task."""
+        frame = self._rgb(frame)
+        if tasks is not None:
+            several = self._several("both", frame, task, tasks)
+            return {name: Result(self._frame(call, outputs), self._answer(call, outputs)) for name, call, outputs in several}
         call = self._call("both", frame, task)
         outputs = self._run(call, frame)
         return Result(self._frame(call, outputs), self._answer(call, outputs))
+
+    def submit(self, frame: NDArray[np.uint8], task: str | None = None) -> "Future[Result]":
+        """Queue a frame for what a call gives, in the order of submission; the frame is copied, its buffer may be used again.
+
+        At most QUEUED frames wait or run: a further one waits here until one of them is done. What a call raises, the
+        future's result() raises. close() waits for the frame that runs and cancels the others.
+        """
+        with self._lock:
+            self._open()
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(1, thread_name_prefix="tasktok")
+        self._room.acquire()
+        try:
+            future = self._pool.submit(self.__call__, np.array(frame), task)
+        except BaseException as error:
+            self._room.release()
+            if isinstance(error, RuntimeError):  # closed meanwhile
+                raise UsageError("this session is closed: load the bundle again") from None
+            raise
+        future.add_done_callback(lambda _: self._room.release())
+        return future
+
+    def batch(self, frames: Iterable[NDArray[np.uint8]], task: str | None = None) -> list[Result]:
+        """Give what a call gives for each of several frames, which may differ in size: (N, H, W, 3) or a list.
+
+        The functions hold one frame, so that frames go one after the other: no faster, and no more memory.
+        """
+        return [self(frame, task) for frame in frames]
+
+    def placement(self, task: str | None = None) -> dict[str, int]:
+        """Count where the operators of a task run, by the engine's own records, such as {"CPU, u8": 40, "CPU, f32": 97}."""
+        name = self._named(task)
+        functions = tuple(f"{kind}/{name}" for kind in WAYS["both"] if f"{kind}/{name}" in self._functions)
+        self._prove(functions)
+        with self._lock:
+            return self._open().placement(functions)
 
     def run_raw(self, functions: Sequence[str], batch: NDArray[np.uint8]) -> Outputs:
         """Run functions such as "restore/seg" on (1, size, size, 3) uint8; give new float arrays by output name.
@@ -133,6 +207,9 @@ class Session:
 
     def close(self) -> None:
         """Let go of the engine, and of the temporary folder of a zipped bundle."""
+        pool = self._pool
+        if pool is not None:  # not below: what runs there needs the lock
+            pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             if self._running is not None:
                 self._running.close()
@@ -161,11 +238,7 @@ class Session:
         return self._calls.get(key) or self._first_call(key, way, frame, task)
 
     def _first_call(self, key: tuple[object, ...], way: Way, frame: NDArray[np.uint8], task: str | None) -> _Call:
-        if task is None and len(self.tasks) > 1:
-            raise UsageError(f"name the task, this bundle has {len(self.tasks)}: {', '.join(self.tasks)}")
-        name = self.tasks[0] if task is None else task
-        if name not in self.tasks:
-            raise unknown_word("task", name, self.tasks)
+        name = self._named(task)
         functions = tuple(f"{kind}/{name}" for kind in WAYS[way])
         absent = [function for function in functions if function not in self._functions]
         if absent:
@@ -182,6 +255,37 @@ class Session:
         if key:
             self._calls[key] = call
         return call
+
+    def _named(self, task: str | None) -> str:
+        if task is None and len(self.tasks) > 1:
+            raise UsageError(f"name the task, this bundle has {len(self.tasks)}: {', '.join(self.tasks)}")
+        name = self.tasks[0] if task is None else task
+        if name not in self.tasks:
+            raise unknown_word("task", name, self.tasks)
+        return name
+
+    def _rgb(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return frame if self._pixels == "rgb" else as_rgb(frame, self._pixels)  # RGB is checked once for each shape
+
+    def _several(
+        self, way: Way, frame: NDArray[np.uint8], task: str | None, tasks: Sequence[str]
+    ) -> Iterator[tuple[str, _Call, list[Outputs]]]:
+        """Run several tasks on a frame, in one call of the engine where all see the frame in the same way."""
+        if task is not None or isinstance(tasks, str) or not tasks:
+            raise UsageError('give one task="seg", or several as tasks=("cls", "seg")')
+        calls = {name: self._call(way, frame, name) for name in tasks}
+        first = next(iter(calls.values()))
+        if all(call.layout == first.layout for call in calls.values()):
+            together = tuple(f for call in calls.values() for f in call.functions)
+            if together not in self._proven:
+                self._prove(together)
+            outputs = self._run(replace(first, functions=together), frame)
+            for name, call in calls.items():
+                own = {o.name for f in call.functions for o in self._functions[f].outputs}
+                yield name, call, [{n: v for n, v in found.items() if n in own} for found in outputs]
+        else:
+            for name, call in calls.items():
+                yield name, call, self._run(call, frame)
 
     def _lacks(self, function: str) -> UsageError:
         """Make the error for a function that its task may have, and this bundle has not."""
@@ -215,7 +319,7 @@ class Session:
         layout, name = call.layout, call.restored
         image = outputs[0][name][0] if layout.is_plain else layout.join([o[name][0] for o in outputs])
         try:
-            return to_uint8(image)
+            return np.ascontiguousarray(to_uint8(image)[..., ::-1]) if self._pixels == "bgr" else to_uint8(image)
         except FrameError:
             raise self._not_finite(name) from None
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasktok_edge.errors import BundleError
-from tasktok_edge.manifest import MANIFEST, MAX_MANIFEST_BYTES, is_safe, parse_manifest, some
+from tasktok_edge.manifest import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE, is_safe, parse_manifest, some
+from tasktok_edge.signing import SIGNATURE_BYTES
 
 CHUNK = 1 << 20
 # What zipfile raises on damaged, encrypted or unknown archives.
@@ -51,6 +52,8 @@ def _check_members(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> 
         raise BundleError(f"its {MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
     listed = {name: entry.bytes for name, entry in parse_manifest(archive.read(MANIFEST)).files.items()}
     listed[MANIFEST] = sizes[MANIFEST]
+    if SIGNATURE in sizes:
+        listed[SIGNATURE] = SIGNATURE_BYTES
     faults = [f"{n!r} leaves the bundle" for n in sizes if not is_safe(n)]
     faults += [f"{m.filename} is a link" for m in members if stat.S_ISLNK(m.external_attr >> 16)]
     faults += [f"{n} is not listed in {MANIFEST}" for n in sorted(sizes.keys() - listed.keys())]

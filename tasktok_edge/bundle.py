@@ -1,6 +1,7 @@
 """The bundle: the one thing that passes from export to a device.
 
     manifest.json      what is inside, and the size and SHA-256 of every file
+    manifest.sig       its signature, where it has one
     model.*            the engine's own file or files
     golden.npz         a few frames and the server's answers to them
     LICENSE, README.md
@@ -35,6 +36,7 @@ from tasktok_edge.manifest import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
     SCHEMA_VERSION,
+    SIGNATURE,
     FileEntry,
     FunctionSpec,
     Kind,
@@ -51,6 +53,7 @@ from tasktok_edge.manifest import (
     parse_manifest,
     some,
 )
+from tasktok_edge.signing import SIGNATURE_BYTES, check_signature, signature_of
 from tasktok_edge.staging import stage
 
 __all__ = [
@@ -73,6 +76,7 @@ __all__ = [
     "parse_manifest",
     "read_bundle",
     "replace_parity",
+    "sign",
     "stage",
     "write_golden",
     "write_manifest",
@@ -133,34 +137,38 @@ class Bundle:
         self.close()
 
 
-def read_bundle(path: Path | str) -> Bundle:
+def read_bundle(path: Path | str, *, public_key: Path | str | None = None) -> Bundle:
     """Verify the bundle at `path`, a folder or a `.ttk` file, and return it; BundleError tells all that is wrong.
 
-    Close a zipped one when done, or use `with read_bundle(path) as bundle:`.
+    With `public_key`, a PEM file, it must carry a signature of the key's owner. Close a zipped one when done, or use
+    `with read_bundle(path) as bundle:`.
     """
-    path = Path(path)
+    path, key = Path(path), None if public_key is None else Path(public_key)
     try:
         if path.is_dir():
-            return _read_folder(path.resolve(), path)
+            return _read_folder(path.resolve(), path, key)
         if not path.is_file():
             raise BundleError("there is no such folder or .ttk file")
-        return _read_zip(path)
+        return _read_zip(path, key)
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}") from None
 
 
-def _read_folder(root: Path, source: Path) -> Bundle:
+def _read_folder(root: Path, source: Path, public_key: Path | None) -> Bundle:
     file = root / MANIFEST
     if not file.is_file() or file.is_symlink():
         raise BundleError(f"it has no {MANIFEST}, so it is not a bundle")
     if file.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleError(f"its {MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
     data = file.read_bytes()
+    if public_key is not None:
+        check_signature(data, _signature(root), public_key)
     manifest = parse_manifest(data)
     found, faults = _walk(root)
-    faults += [f"{name} is not listed in {MANIFEST}" for name in sorted(found - manifest.files.keys() - {MANIFEST})]
+    unlisted = sorted(found - manifest.files.keys() - {MANIFEST, SIGNATURE})
+    faults += [f"{name} is not listed in {MANIFEST}" for name in unlisted]
     for name, entry in manifest.files.items():
         if name not in found:
             faults.append(f"{name} is missing")
@@ -171,6 +179,27 @@ def _read_folder(root: Path, source: Path) -> Bundle:
     if faults:
         raise BundleError(f"{some(faults)}. Copy or export the bundle again")
     return Bundle(path=root, source=source, manifest=manifest, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _signature(root: Path) -> bytes | None:
+    file = root / SIGNATURE
+    if not file.is_file() or file.is_symlink():
+        return None
+    if file.stat().st_size != SIGNATURE_BYTES:
+        raise BundleError(f"its {SIGNATURE} has {file.stat().st_size} bytes, not {SIGNATURE_BYTES}")
+    return file.read_bytes()
+
+
+def sign(folder: Path, private_key: Path) -> Path:
+    """Verify the bundle in `folder` and put the signature of its manifest beside it, in the place of an earlier one."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder: sign a bundle's folder, then zip it")
+    with read_bundle(folder) as bundle:
+        signed = signature_of((bundle.path / MANIFEST).read_bytes(), private_key)
+        temporary, file = bundle.path / f".{SIGNATURE}", bundle.path / SIGNATURE
+        temporary.write_bytes(signed)
+        temporary.replace(file)
+    return file
 
 
 def _walk(root: Path) -> tuple[set[str], list[str]]:
@@ -193,12 +222,12 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _read_zip(path: Path) -> Bundle:
+def _read_zip(path: Path, public_key: Path | None) -> Bundle:
     temporary = tempfile.TemporaryDirectory(prefix="tasktok-")
     try:
         root = Path(temporary.name).resolve()
         extract(path, root)
-        return replace(_read_folder(root, path), _temporary=temporary)
+        return replace(_read_folder(root, path, public_key), _temporary=temporary)
     except BaseException:
         temporary.cleanup()
         raise
@@ -242,7 +271,10 @@ def write_manifest(
     found, faults = _walk(folder)
     if faults:
         raise BundleError(f"{folder}: {some(faults)}")
-    files = {f: FileEntry(bytes=(folder / f).stat().st_size, sha256=_sha256(folder / f)) for f in sorted(found - {MANIFEST})}
+    files = {
+        f: FileEntry(bytes=(folder / f).stat().st_size, sha256=_sha256(folder / f))
+        for f in sorted(found - {MANIFEST, SIGNATURE})
+    }
     manifest = Manifest(
         name=name, target=target, precision=precision, level=level, input=input, tasks=dict(tasks),
         functions=tuple(functions), parity=parity, provenance=provenance, quantization=dict(quantization or {}), files=files,
@@ -262,6 +294,7 @@ def _write(folder: Path, manifest: Manifest) -> None:
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     temporary.replace(folder / MANIFEST)
+    (folder / SIGNATURE).unlink(missing_ok=True)  # it was of the manifest before
 
 
 def pack(folder: Path | str, file: Path | str, *, overwrite: bool = False) -> Path:
@@ -270,5 +303,6 @@ def pack(folder: Path | str, file: Path | str, *, overwrite: bool = False) -> Pa
     if os.path.lexists(file) and not (overwrite and file.is_file()):
         raise UsageError(f"{file} exists: choose another name")
     with read_bundle(folder) as bundle:
-        compress(bundle.path, (MANIFEST, *sorted(bundle.manifest.files)), file)
+        signature = (SIGNATURE,) if _signature(bundle.path) is not None else ()
+        compress(bundle.path, (MANIFEST, *signature, *sorted(bundle.manifest.files)), file)
     return file

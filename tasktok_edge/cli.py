@@ -254,6 +254,7 @@ def run(arguments: list[str]) -> int:
     from tasktok_edge.apps.restore import restore_command
     from tasktok_edge.cli_checkpoints import convert_command, inspect_command
     from tasktok_edge.cli_quantize import quantize_command
+    from tasktok_edge.cli_sign import keys_command, sign_command
     from tasktok_edge.cli_train import greedy_command, train_command
     from tasktok_edge.runtimes.cli import devices_command
 
@@ -265,6 +266,8 @@ def run(arguments: list[str]) -> int:
         "quantize": quantize_command,
         "devices": devices_command,
         "run": restore_command,
+        "keys": keys_command,
+        "sign": sign_command,
     }
     for name, command in commands.items():
         if not any(known.callback is command for known in app.registered_commands):

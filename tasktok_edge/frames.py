@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -27,6 +27,9 @@ HANN_FLOOR = 1e-6  # a border pixel seen by one window alone must keep its value
 WEIGHT_FLOOR = 1e-8  # nothing is divided by 0
 MAX_CHANNELS = 4  # what cv2.resize takes at once when it averages areas
 NORM_L2, CV_8U = cv2.NORM_L2, cv2.CV_8U
+Pixels = Literal["rgb", "bgr", "nv12", "i420"]
+PIXELS: tuple[Pixels, ...] = get_args(Pixels)
+YUV: dict[str, int] = {"nv12": cv2.COLOR_YUV2RGB_NV12, "i420": cv2.COLOR_YUV2RGB_I420}
 MAX_ROUNDED = 2.0**31 / 255  # what cv2 rounds goes through int32, and wraps around beyond
 
 
@@ -49,6 +52,28 @@ def check_frame(frame: object) -> NDArray[np.uint8]:
     if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 and frame.size:
         return frame
     raise FrameError(f"a frame is (height, width, 3) uint8 RGB, this is {_wrong(frame)}")
+
+
+def as_rgb(frame: object, pixels: Pixels) -> NDArray[np.uint8]:
+    """Give a camera's frame as (H, W, 3) uint8 RGB; `frame` itself where it is that, and never written to.
+
+    "nv12" and "i420" are planes of YUV 4:2:0 below one another, (H * 3 / 2, W), W and H even, BT.601 with Y in 16..235, as
+    cameras and video decoders give them. Raises FrameError where the frame is not of that kind.
+
+    >>> as_rgb(np.full((3, 2), 128, np.uint8), "nv12").tolist()
+    [[[130, 130, 130], [130, 130, 130]], [[130, 130, 130], [130, 130, 130]]]
+    """
+    if pixels == "rgb":
+        return check_frame(frame)
+    if pixels == "bgr":
+        return check_frame(frame)[..., ::-1]
+    planar = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 2 and frame.size > 0
+    if not planar or frame.shape[0] % 3 or frame.shape[1] % 2:  # type: ignore[attr-defined]
+        seen = f"{frame.shape} {frame.dtype}" if isinstance(frame, np.ndarray) else type(frame).__qualname__
+        raise FrameError(
+            f"a frame of {pixels} is (height * 3 / 2, width) uint8, both even: Y, then U and V at half the size; this is {seen}"
+        )
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(frame), YUV[pixels]), np.uint8)  # type: ignore[arg-type]
 
 
 def _wrong(frame: object) -> str:

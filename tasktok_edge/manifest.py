@@ -11,6 +11,7 @@ from tasktok_edge.errors import BundleError
 
 SCHEMA_VERSION = 3  # 1 had segmentation logits with the channels last, 2 all values of the golden answers
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"  # of a signed bundle; signing.py
 MAX_MANIFEST_BYTES = 16 << 20  # a thousand times a large one
 GOLDEN = "golden.npz"
 GOLDEN_WHOLE = 4096  # values of a frame up to which golden.npz keeps an output whole

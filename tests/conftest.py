@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share two cores with engines that spin
+os.environ["TASKTOK_EDGE_CACHE"] = ""  # what one test found out is nothing to another
 
 from pathlib import Path
 from typing import TypeVar

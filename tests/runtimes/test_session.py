@@ -3,12 +3,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tasktok_edge.bundle import Target
 from tasktok_edge.errors import FrameError, UsageError
-from tasktok_edge.frames import blend, crop_resize, resize, windows
+from tasktok_edge.frames import as_rgb, blend, crop_resize, resize, windows
 from tasktok_edge.runtimes import Classification, Detections, Segmentation, Session, load
+from tasktok_edge.runtimes.session import QUEUED
 from tests.helpers_bundle import SIZE, frames, reference
 
 FRAME = frames(1, seed=5)[0]
@@ -131,3 +133,113 @@ def test_threads_share_a_session(built: Callable[[Target], Path], target: Target
         for w in workers:
             w.join()
     assert right == [50] * len(many)
+
+
+def test_several_tasks_in_one_call_are_those_of_each(session: Session) -> None:
+    for frame in (FRAME, np.random.default_rng(2).integers(0, 256, (20, 50, 3), np.uint8)):
+        together = session(frame, tasks=("cls", "seg", "det"))
+        assert list(together) == ["cls", "seg", "det"]
+        for task, result in together.items():
+            alone = session(frame, task)
+            np.testing.assert_array_equal(result.frame, alone.frame)
+            assert type(result.answer) is type(alone.answer)
+        both = session.predict(frame, tasks=["seg", "cls"])
+        mask, label = both["seg"], both["cls"]
+        assert isinstance(mask, Segmentation) and isinstance(label, Classification)
+        alone_mask, alone_label = session.predict(frame, "seg"), session.predict(frame, "cls")
+        assert isinstance(alone_mask, Segmentation) and isinstance(alone_label, Classification)
+        np.testing.assert_array_equal(mask.mask, alone_mask.mask)
+        np.testing.assert_allclose(label.scores, alone_label.scores, atol=1e-6)
+    for wrong in ("seg", ()):
+        with pytest.raises(UsageError, match="give one task"):
+            session.predict(FRAME, tasks=wrong)
+    with pytest.raises(UsageError, match="unknown task"):
+        session.predict(FRAME, tasks=("cls", "sge"))
+
+
+def test_submitted_frames_are_answered_in_order_and_copied(built: Callable[[Target], Path]) -> None:
+    many = frames(12, seed=3)
+    with load(built("onnx"), threads=1) as shared:
+        want = [shared.restore(frame, "seg") for frame in many]
+        buffer, done = np.empty_like(many[0]), []
+        futures = []
+        for i, frame in enumerate(many):
+            buffer[:] = frame
+            futures.append(shared.submit(buffer, "seg"))
+            futures[-1].add_done_callback(lambda _, i=i: done.append(i))
+        for future, image in zip(futures, want, strict=True):
+            np.testing.assert_array_equal(future.result(60).frame, image)
+        assert done == sorted(done)
+        wrong = shared.submit(np.zeros((8, 8), np.uint8), "seg")
+        with pytest.raises(FrameError):
+            wrong.result(60)
+    with pytest.raises(UsageError, match="closed"):
+        shared.submit(FRAME, "seg")
+
+
+def test_the_queue_is_bounded_and_closing_cancels(built: Callable[[Target], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = load(built("onnx"), threads=1)
+    free, submitted = threading.Event(), []
+    real = shared._ask
+
+    def slow(functions: tuple[str, ...], batch: np.ndarray) -> object:  # type: ignore[type-arg]
+        free.wait(60)
+        return real(functions, batch)
+
+    shared.restore(FRAME, "seg")
+    shared(FRAME, "seg")
+    monkeypatch.setattr(shared, "_ask", slow)
+    producer = threading.Thread(target=lambda: [submitted.append(shared.submit(FRAME, "seg")) for _ in range(QUEUED + 2)])
+    producer.start()
+    producer.join(1)
+    assert producer.is_alive() and len(submitted) == QUEUED
+    free.set()
+    producer.join(60)
+    assert len(submitted) == QUEUED + 2 and all(f.result(60).frame.shape == FRAME.shape for f in submitted)
+    free.clear()
+    rest = [shared.submit(FRAME, "seg") for _ in range(QUEUED)]
+    threading.Timer(0.5, free.set).start()
+    shared.close()
+    assert rest[0].result(60) and all(future.cancelled() or future.done() for future in rest)
+
+
+def test_a_batch_is_its_frames(session: Session) -> None:
+    many = [FRAME, np.zeros((9, 20, 3), np.uint8)]
+    for result, frame in zip(session.batch(many, "seg"), many, strict=True):
+        np.testing.assert_array_equal(result.frame, session.restore(frame, "seg"))
+    assert len(session.batch(frames(3), "cls")) == 3
+
+
+def test_cameras_give_other_pixels(session: Session, built: Callable[[Target], Path]) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (36, 40, 3), np.uint8)
+    with load(built("onnx"), threads=1, pixels="bgr") as other:
+        bgr = frame[..., ::-1]
+        np.testing.assert_array_equal(other.restore(bgr, "seg"), session.restore(frame, "seg")[..., ::-1])
+        assert other(bgr, tasks=("seg",))["seg"].frame.flags.c_contiguous
+    planes = np.random.default_rng(1).integers(0, 256, (36, 40), np.uint8)
+    planes.flags.writeable = False
+    for pixels in ("nv12", "i420"):
+        with load(built("onnx"), threads=1, pixels=pixels) as other:  # type: ignore[arg-type]
+            np.testing.assert_array_equal(other.restore(planes, "seg"), session.restore(as_rgb(planes, pixels), "seg"))
+            with pytest.raises(FrameError, match=f"a frame of {pixels}"):
+                other.restore(frame, "seg")
+    with pytest.raises(UsageError, match="did you mean 'nv12'"):
+        load(built("onnx"), pixels="nv21")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_many_sessions_leave_nothing(built: Callable[[Target], Path]) -> None:
+    process = psutil.Process()
+
+    def held() -> tuple[int, int]:
+        return process.num_fds(), process.num_threads()
+
+    def cycle(n: int) -> None:
+        for _ in range(n):
+            with load(built("onnx"), threads=1, tasks=["cls"]) as one:
+                one.submit(FRAME).result(60)
+
+    cycle(20)
+    before = held()
+    cycle(80)
+    assert all(now <= then + 2 for now, then in zip(held(), before, strict=True))
