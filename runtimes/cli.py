@@ -63,7 +63,7 @@ def _show(data: Any, table: Table, lines: list[str], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(data, indent=2))
         return
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table)
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
