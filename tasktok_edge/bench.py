@@ -26,6 +26,7 @@ from tasktok_edge.progress import Doing
 from tasktok_edge.published import candidates
 from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import Session, load
+from tasktok_edge.starts import Start, start_of
 
 WARM_UP = 5
 BURST = 5  # counted calls of a turn, behind one that is not
@@ -130,6 +131,7 @@ class Overhead:
     task: str  # the bundle's first
     engine_us: float  # median of the engine's own call, uint8 batch in, float arrays out
     shim_us: float  # what session.restore takes more, pair by pair: check, batch, finite test, rounding to uint8
+    two_tasks: float | None  # restoring for the first two tasks in one call, against the first alone; None where there is one
 
 
 @dataclass
@@ -139,6 +141,7 @@ class Comparison:
     threads: int
     latency: dict[str, list[Latency]] = field(default_factory=dict)
     overhead: list[Overhead] = field(default_factory=list)
+    starts: list[Start] = field(default_factory=list)
     runs_on: dict[str, str] = field(default_factory=dict)  # candidate -> device, effective precision
     agreement_db: dict[str, dict[str, float]] = field(default_factory=dict)  # task -> plain export -> to the server, one frame
     core_share: float | None = None  # of its core's time that one thread got, the worst task; low: others spoiled the figures
@@ -232,6 +235,11 @@ def _compared(
     for session in sessions:
         yield Doing(f"shim, {session.bundle.manifest.name}")
         found.overhead.append(_overhead(session, held))
+        if (
+            session.report.chosen is not None and session.report.chosen.reason is None
+        ):  # one that answers wrongly starts nowhere
+            yield Doing(f"starts, {session.bundle.manifest.name}")
+            found.starts.append(start_of(session.bundle.source, session.device.native, threads=threads))
     return found
 
 
@@ -256,8 +264,13 @@ def _overhead(session: Session, held: NDArray[np.uint8]) -> Overhead:
     frame = crop_resize(held, windows(*held.shape[:2])[0], session.size)
     bare = session.native_call(f"restore/{task}", frame[None])
     engine, whole = measure({"engine": bare, "whole": lambda: session.restore(frame, task)}, runs=OVERHEAD_RUNS)
-    engine_us = 1e3 * engine.p50_ms
-    return Overhead(session.bundle.manifest.name, task, engine_us, engine_us * (whole.ratio - 1))
+    engine_us, two_tasks = 1e3 * engine.p50_ms, None
+    if len(session.tasks) > 1:
+        one, other = (f"restore/{name}" for name in session.tasks[:2])
+        batch = frame[None]
+        calls = {"one": lambda: session.run_raw((one,), batch), "two": lambda: session.run_raw((one, other), batch)}
+        two_tasks = measure(calls, runs=OVERHEAD_RUNS)[1].ratio
+    return Overhead(session.bundle.manifest.name, task, engine_us, engine_us * (whole.ratio - 1), two_tasks)
 
 
 def machine(threads: int) -> str:

@@ -165,7 +165,7 @@ def bench(
         need("export", "onnx", "onnxscript", "onnxruntime", "openvino", "executorch")
         hush_converters()
     from tasktok_edge.bench import compare, compare_forms, save
-    from tasktok_edge.show import latency_table, progress_of
+    from tasktok_edge.show import latency_table, progress_of, shim_table
 
     counts = list(dict.fromkeys(threads or [1]))
     if bundles or against:
@@ -175,6 +175,8 @@ def bench(
     found = progress_of(errors, steps)
     for one in found:
         console.print(latency_table(one))
+        if one.overhead:
+            console.print(shim_table(one))
     if out is not None:
         save(found, out, server=server, runs=runs)
         console.print(f"saved {out}", soft_wrap=True, highlight=False)

@@ -165,10 +165,10 @@ def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[s
 
 
 def latency_table(found: Comparison) -> Table:
-    """Medians and ratios by task and candidate, what each ran on, and the shim's share where it was measured."""
+    """Medians and ratios by task and candidate, and what each ran on."""
     peers = bool(found.agreement_db)
     beside = ["x the first", *(["x the best plain"] if peers else [])]
-    table = Table(*(Column(name, no_wrap=True) for name in ("task", "candidate", "on", "p50 / p90 ms", *beside, "shim")))
+    table = Table(*(Column(name, no_wrap=True) for name in ("task", "candidate", "on", "p50 / p90 ms", *beside)))
     table.columns[1].no_wrap, table.columns[1].overflow = False, "fold"  # a checkpoint's path may be long
     table.caption = f"frame in, answer (or restored frame) out; interleaved; {machine(found.threads)}"
     if peers:
@@ -176,7 +176,6 @@ def latency_table(found: Comparison) -> Table:
         table.caption += f"\nplain exports answer a held-out frame as the first does, to {min(kept):.0f} dB or better"
     if found.core_share is not None and found.core_share < QUIET_SHARE:
         table.caption += f"\nno fair figures: other programs left these calls {found.core_share:.0%} of a core; run it alone"
-    shim = {(o.task, o.bundle): f"+{o.shim_us:.0f} on {o.engine_us:.0f} µs" for o in found.overhead}
     for task, figures in found.latency.items():
         table.add_section()
         for one in figures:
@@ -187,8 +186,23 @@ def latency_table(found: Comparison) -> Table:
                 found.runs_on.get(one.name, "-"),
                 f"{one.p50_ms:.2f} / {one.p90_ms:.2f}",
                 *(f"{r.median:.2f} ({r.low:.2f} to {r.high:.2f})" for r in ratios),
-                shim.get((task, one.name), "-"),
             )
+    return table
+
+
+def shim_table(found: Comparison) -> Table:
+    """What the shim adds to a call, what a second task costs, and how long a start takes."""
+    table = Table("bundle", "the shim adds", "two tasks in one call", "first start", "second start")
+    table.caption = "restore for the first task; two tasks: times the first alone; start: from load to the first answer"
+    starts = {start.bundle: start for start in found.starts}
+    for o in found.overhead:
+        start = starts.get(o.bundle)
+        table.add_row(
+            o.bundle,
+            f"{o.shim_us:.0f} µs on {o.engine_us:.0f}, {o.shim_us / o.engine_us:.1%}",
+            "-" if o.two_tasks is None else f"{o.two_tasks:.2f} x",
+            *(("-", "-") if start is None else (f"{start.first_s:.2f} s", f"{start.second_s:.2f} s")),
+        )
     return table
 
 
