@@ -1,8 +1,8 @@
 """ExecuTorch: `model.pte`, one method per function, on the CPU through XNNPACK.
 
 Its Python binding imports torch, so this is the one engine that needs it; a phone runs the same file without Python.
-What runs where was decided at the export: a .pte names its delegates, and others cannot be chosen here. Its OpenVINO
-delegate is never offered: it ends the process with a segmentation fault.
+What runs where was decided at the export: a .pte names its delegates, and others cannot be chosen here. Ours name XNNPACK; the
+registry's others are listed with the reason why they are not used.
 """
 
 from collections import Counter
@@ -14,11 +14,18 @@ from numpy.typing import NDArray
 
 from tasktok_edge.bundle import Bundle
 from tasktok_edge.errors import DeviceError
-from tasktok_edge.runtimes.engine import Device, first_line, missing
+from tasktok_edge.runtimes.engine import Device, DeviceKind, first_line, missing
 
 TARGET: Literal["executorch"] = "executorch"
 EXTRA = "executorch"
 DELEGATE = "XnnpackBackend"
+# Not offered even to a program that names it: it ends the process with a segmentation fault.
+OTHERS: dict[str, tuple[DeviceKind, str]] = {
+    "OpenvinoBackend": (
+        "cpu",
+        "its OpenVINO delegate ends the process with a segmentation fault: export --target openvino",
+    )
+}
 
 
 def _runtime() -> Any:
@@ -37,9 +44,16 @@ def version() -> str:
 
 
 def devices() -> list[Device]:
-    usable = _runtime().Runtime.get().backend_registry.is_available(DELEGATE)
+    registry = _runtime().Runtime.get().backend_registry
+    usable = registry.is_available(DELEGATE)
     reason = None if usable else f"this build of ExecuTorch has no {DELEGATE}"
-    return [Device(TARGET, "cpu", DELEGATE, "XNNPACK", usable=usable, reason=reason)]
+    found = [Device(TARGET, "cpu", DELEGATE, "XNNPACK", usable=usable, reason=reason)]
+    for name in sorted(set(registry.registered_backend_names) - {DELEGATE}):
+        kind, why = OTHERS.get(
+            name, ("npu", f"bundles are lowered to {DELEGATE}, and a program's delegate cannot be changed here")
+        )
+        found.append(Device(TARGET, kind, name, "-", usable=False, reason=why))
+    return found
 
 
 def open(bundle: Bundle, device: Device, *, threads: int | None, tasks: Sequence[str]) -> "ExecuTorchRunning":  # noqa: A001

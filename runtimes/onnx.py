@@ -1,7 +1,13 @@
-"""ONNX Runtime: `model.onnx`, one graph with all functions as named outputs, on every provider that is installed."""
+"""ONNX Runtime: `model.onnx`, one graph with all functions as named outputs, on every provider that is installed.
+
+Providers are built in, or come in packages of their own (plug-ins), which are registered where they are installed.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +33,8 @@ KINDS: dict[str, DeviceKind] = {
     "NnapiExecutionProvider": "npu",
     "VitisAIExecutionProvider": "npu",
 }
+# Packages of plug-ins; each has get_library_path().
+PLUGINS = ("onnxruntime_ep_openvino", "onnxruntime_qnn", "onnxruntime_ep_webgpu", "onnxruntime_ep_nv_tensorrt_rtx")
 
 
 def _onnxruntime() -> Any:
@@ -50,9 +58,37 @@ def version() -> str:
     return str(_onnxruntime().__version__)
 
 
+@cache
+def _registered() -> dict[str, str]:
+    """Register the plug-ins that are installed, once; give what those said that could not be, by package."""
+    faults = {}
+    unusable: tuple[type[Exception], ...] = (*_errors(), ImportError, AttributeError, OSError)
+    for package in PLUGINS:
+        if find_spec(package) is not None:
+            try:
+                _onnxruntime().register_execution_provider_library(package, import_module(package).get_library_path())
+            except unusable as error:
+                faults[package] = first_line(error)
+    return faults
+
+
+def _plugged() -> dict[str, Any]:
+    """The devices that plug-ins offer, by the names that are given to them here."""
+    _registered()
+    built_in = _onnxruntime().get_available_providers()
+    offered = [d for d in _onnxruntime().get_ep_devices() if d.ep_name not in built_in or d.ep_name in PLUGINS]
+    return {f"{d.ep_name}:{i}": d for i, d in enumerate(offered)}
+
+
 def devices() -> list[Device]:
-    names = [n for n in _onnxruntime().get_available_providers() if n != "AzureExecutionProvider"]
-    return [Device(TARGET, KINDS.get(n, "gpu"), n, f"ONNX Runtime's {n.removesuffix('ExecutionProvider')}") for n in names]
+    faults = _registered()
+    skipped = {"AzureExecutionProvider", *PLUGINS}
+    names = [n for n in _onnxruntime().get_available_providers() if n not in skipped]
+    found = [Device(TARGET, KINDS.get(n, "gpu"), n, f"ONNX Runtime's {n.removesuffix('ExecutionProvider')}") for n in names]
+    for name, offered in _plugged().items():
+        kind: DeviceKind = {"GPU": "gpu", "NPU": "npu"}.get(str(offered.device.type).rpartition(".")[2], "cpu")  # type: ignore[assignment]
+        found.append(Device(TARGET, kind, name, f"ONNX Runtime's plug-in of {offered.ep_vendor}, on {offered.device.vendor}"))
+    return found + [Device(TARGET, "cpu", name, "-", usable=False, reason=reason) for name, reason in faults.items()]
 
 
 def open(bundle: Bundle, device: Device, *, threads: int | None, tasks: Sequence[str]) -> "OnnxRunning":  # noqa: A001
@@ -80,12 +116,16 @@ class OnnxRunning:
         options.log_severity_level = 3  # what is a warning there is checked and said here
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._file.parent))
+        plugged = _plugged().get(self._device)
+        where: dict[str, Any] = {"providers": [self._device]} if plugged is None else {}
         try:
+            if plugged is not None:
+                options.add_provider_for_devices([plugged], {})
             session = self._ort.InferenceSession(
                 keep_outputs(self._file.read_bytes(), names),
                 options,
-                providers=[self._device],
                 enable_fallback=0,  # raise, where it would start again on the CPU without a word
+                **where,
             )
         except self._errors as error:
             raise DeviceError(f"ONNX Runtime cannot open {', '.join(functions)}: {first_line(error)}") from None
@@ -93,7 +133,7 @@ class OnnxRunning:
         nodes = Counter({CPU: 0})
         for part in session.get_provider_graph_assignment_info():
             nodes[part.ep_name] += len(part.get_nodes())
-        if not nodes[self._device]:
+        if not nodes[self._device if plugged is None else plugged.ep_name]:
             raise DeviceError(f"ONNX Runtime put all nodes on the CPU, none on {self._device}")
         self._nodes[functions] = dict(nodes.most_common())
         self.effective_device = ", ".join(f"{n} ({count} nodes)" for n, count in nodes.most_common() if count)

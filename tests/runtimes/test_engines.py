@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from tasktok_edge.bundle import Target, read_bundle
 from tasktok_edge.errors import DeviceError, PackageError
 from tasktok_edge.runtimes import ENGINES, devices, engine, load
+from tasktok_edge.runtimes import onnx as onnx_engine
 from tasktok_edge.runtimes.onnx_parts import keep_outputs
 from tasktok_edge.runtimes.selection import psnr_db
 from tests.helpers_bundle import NOT_RUN, PASSED, SHAPES, SIZE, finish, frames, hollow_bundle, outputs_of, reference
@@ -126,6 +128,63 @@ def test_devices_lists_every_engine() -> None:
     assert all(d.usable or d.reason for d in found)
     assert {d.engine for d in found if d.usable and d.kind == "cpu"} >= {"openvino", "onnx", "executorch"}
     assert not any("Azure" in d.native or d.native.startswith("AUTO") for d in found)
+
+
+class RecordedOrt:
+    """ONNX Runtime where it has more providers than here: what it lists, takes and assigns, as 1.31 does."""
+
+    __version__ = "1.31.1"
+
+    def __init__(self, assigned: dict[str, str]) -> None:
+        import onnxruntime
+
+        self.real, self.assigned, self.asked = onnxruntime, assigned, list[Any]()
+        self.SessionOptions = lambda: SimpleNamespace(
+            add_session_config_entry=lambda *_: None, add_provider_for_devices=lambda devices, _: self.asked.append(devices)
+        )
+
+    def get_available_providers(self) -> list[str]:
+        names = ("CUDA", "CoreML", "QNN", "OpenVINO", "Dml", "Xnnpack", "WebGpu", "Azure", "CPU")
+        return [f"{name}ExecutionProvider" for name in names]
+
+    def get_ep_devices(self) -> list[Any]:
+        device = SimpleNamespace(type="OrtHardwareDeviceType.NPU", vendor="Qualcomm")
+        built_in = SimpleNamespace(ep_name="CPUExecutionProvider", ep_vendor="Microsoft", device=device)
+        return [built_in, SimpleNamespace(ep_name="onnxruntime_qnn", ep_vendor="Qualcomm", device=device)]
+
+    def InferenceSession(self, model: bytes, options: Any, **words: Any) -> Any:  # noqa: N802
+        asked = self.asked.pop()[0].ep_name if "providers" not in words else words["providers"][0]
+        assert words["enable_fallback"] == 0
+        session = self.real.InferenceSession(model, providers=["CPUExecutionProvider"])
+        part = SimpleNamespace(ep_name=self.assigned.get(asked, asked), get_nodes=lambda: [1, 2, 3])
+        return SimpleNamespace(run=session.run, get_provider_graph_assignment_info=lambda: [part])
+
+
+def test_onnx_runtimes_other_providers(built: Callable[[Target], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    # QNN as it was seen: registered, listed, and every node on the CPU.
+    ort = RecordedOrt({"QNNExecutionProvider": "CPUExecutionProvider"})
+    monkeypatch.setattr(onnx_engine, "_onnxruntime", lambda: ort)
+    found = {d.native: d.kind for d in onnx_engine.devices()}
+    assert found == {
+        "CUDAExecutionProvider": "gpu",
+        "CoreMLExecutionProvider": "npu",
+        "QNNExecutionProvider": "npu",
+        "OpenVINOExecutionProvider": "cpu",
+        "DmlExecutionProvider": "gpu",
+        "XnnpackExecutionProvider": "cpu",
+        "WebGpuExecutionProvider": "gpu",
+        "CPUExecutionProvider": "cpu",
+        "onnxruntime_qnn:0": "npu",
+    }
+    with load(built("onnx"), threads=1) as session:
+        trials = {t.device.native: t for t in session.report.trials}
+        assert trials.keys() == found.keys()
+        assert trials["QNNExecutionProvider"].reason == "ONNX Runtime put all nodes on the CPU, none on QNNExecutionProvider"
+        assert all(t.verdict in ("chosen", "proven") for name, t in trials.items() if name != "QNNExecutionProvider")
+    with load(built("onnx"), "onnxruntime_qnn:0") as session:
+        assert session.placement("seg") == {"onnxruntime_qnn": 3}
+    with load(built("onnx"), "npu", policy="power") as session:
+        assert session.device.kind == "npu"
 
 
 def test_onnx_computes_what_is_asked_alone(built: Callable[[Target], Path]) -> None:
