@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,13 +26,13 @@ from tasktok_edge.runtimes import Classification, Detections, Segmentation, load
 ALL: tuple[str, ...] = ("cls", "seg", "det")
 Case = tuple[Target, Precision, tuple[str, ...]]
 # ExecuTorch takes 20 s a function to lower, whatever its size.
-CASES: list[Case] = [
+CASES: list[Any] = [
     ("openvino", "fp32", ALL),
     ("openvino", "fp16", ALL),
     ("onnx", "fp32", ALL),
     ("onnx", "fp16", ALL),
     ("executorch", "fp32", ("det",)),
-    ("executorch", "fp16", ("seg",)),
+    pytest.param(("executorch", "fp16", ("seg",)), marks=pytest.mark.large),
 ]
 
 
