@@ -39,9 +39,9 @@ from tasktok_edge.runtimes.selection import peak_of, psnr_db
 os.environ.setdefault("TASKTOK_EDGE_CACHE", "")  # every bundle is another one: nothing of them is worth keeping
 warnings.simplefilter("ignore")  # zipfile warns of the names that are written twice here on purpose
 console = Console(width=None if sys.stdout.isatty() else 150)
-# dB to the answers of the bundle as it was: damage that leaves an engine's file and its proof alone changes nothing, and what
-# is told from a damaged model by golden frames is as far from them as they allow.
-SAME_DB, PROVEN_DB = 100.0, 29.0
+# dB to the answers of the bundle as it was. Damage that leaves an engine's file alone changes nothing; a damaged model that still
+# answers the golden frames is as far from them as the manifest's floors allow, and from the model that it was a little more.
+SAME_DB, SLACK_DB = 100.0, 3.0
 
 
 def damage(bundle: Path, count: int, hostile: int) -> bool:
@@ -63,7 +63,7 @@ def damage(bundle: Path, count: int, hostile: int) -> bool:
         outside = Path(root, "outside")
         outside.mkdir()
         (outside / "canary").write_text("as it was")
-        (golden_frame, golden) = right_answers(bundle)
+        golden_frame, golden, floors = right_answers(bundle)
         jobs = [ways[i % len(ways)] for i in range(count)] + [("model damaged, hashes right (isolated)", rehashed)] * hostile
         for i, (name, way) in enumerate(track(jobs, "damaged bundles")):
             place = Path(root, "inside", "work")
@@ -72,7 +72,7 @@ def damage(bundle: Path, count: int, hostile: int) -> bool:
             shutil.copytree(bundle, place / "bundle")
             target = way(place / "bundle", random.Random(rng.random()))
             before = snapshot(Path(root), place)
-            verdict = outcome(target, golden_frame, golden, isolate=way is rehashed)
+            verdict = outcome(target, golden_frame, golden, floors if way is rehashed else None)
             found.setdefault(name, Counter())[verdict.split(":")[0]] += 1
             if verdict.startswith("WRONG") or snapshot(Path(root), place) != before:
                 wrong.append(f"{i}, {name}: {verdict}")
@@ -86,23 +86,26 @@ def damage(bundle: Path, count: int, hostile: int) -> bool:
     return not wrong
 
 
-def right_answers(bundle: Path) -> tuple[Any, dict[str, Any]]:
+def right_answers(bundle: Path) -> tuple[Any, dict[str, Any], dict[str, float]]:
+    """A frame, the raw answers to it by function, and the dB that proven answers have at least, by kind of function."""
     with load(bundle, threads=1) as session:
-        frame = session.bundle.golden()["frames"][:1]
-        return frame, {f: session.run_raw((f,), frame) for f in session.functions}
+        frame, parity = session.bundle.golden()["frames"][:1], session.bundle.manifest.parity
+        floors = {"restore": parity.floor_db, "predict": parity.answer_floor_db or parity.floor_db}
+        return frame, {f: session.run_raw((f,), frame) for f in session.functions}, floors
 
 
-def outcome(target: Path, frame: Any, golden: dict[str, Any], *, isolate: bool) -> str:
-    """Open a bundle and ask it everything: "refused: why", "right", or "WRONG: what"."""
+def outcome(target: Path, frame: Any, golden: dict[str, Any], floors: dict[str, float] | None) -> str:
+    """Open a bundle, isolated where `floors` are given, and ask it everything: "refused: why", "right", or "WRONG: what"."""
     try:
-        with load(target, threads=1, isolate=isolate, time_limit=20) as session:
+        with load(target, threads=1, isolate=floors is not None, time_limit=20) as session:
             for function in session.functions:
                 for name, value in session.run_raw((function,), frame).items():
                     want = golden.get(function, {}).get(name)
                     if want is None:
                         return f"WRONG: {function} answers {name}"
-                    db = psnr_db(value, want, peak_of(function.split("/")[0], want))
-                    if db < (PROVEN_DB if isolate else SAME_DB):
+                    kind = function.split("/")[0]
+                    db = psnr_db(value, want, peak_of(kind, want))
+                    if db < (SAME_DB if floors is None else floors[kind] - SLACK_DB):
                         return f"WRONG: {function} answers otherwise, {db:.1f} dB"
     except TaskTokEdgeError as error:
         return f"refused: {error}" if str(error) else "WRONG: refused without a reason"
