@@ -39,7 +39,7 @@ from tasktok_edge.runtimes.selection import peak_of, psnr_db
 os.environ.setdefault("TASKTOK_EDGE_CACHE", "")  # every bundle is another one: nothing of them is worth keeping
 warnings.simplefilter("ignore")  # zipfile warns of the names that are written twice here on purpose
 console = Console(width=None if sys.stdout.isatty() else 150)
-# dB to the answers of the bundle as it was. Damage that leaves an engine's file alone changes nothing; a damaged model that still
+# answers the golden frames is as far from them as the manifest's floors allow, and from the model as it was a little more.
 # answers the golden frames is as far from them as the manifest's floors allow, and from the model that it was a little more.
 SAME_DB, SLACK_DB = 100.0, 3.0
 
