@@ -18,7 +18,7 @@ from tasktok_edge.bundle import Bundle, Target, read_bundle
 from tasktok_edge.errors import PackageError, UsageError, unknown_word
 from tasktok_edge.frames import PIXELS, Pixels
 from tasktok_edge.runtimes.answers import Answer, Classification, Detections, Segmentation
-from tasktok_edge.runtimes.engine import Device, Engine, Trial
+from tasktok_edge.runtimes.engine import Device, Engine, Trial, not_installed
 from tasktok_edge.runtimes.selection import Policy, Proof, Report, select
 from tasktok_edge.runtimes.session import Result, Session
 
@@ -58,7 +58,7 @@ def devices() -> list[Device]:
         try:
             found += engine(target).devices()
         except PackageError as error:
-            found.append(Device(target, "cpu", "-", "not installed", usable=False, reason=str(error)))
+            found.append(not_installed(target, error))
     return found
 
 

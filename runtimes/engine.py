@@ -25,6 +25,11 @@ class Device:
     reason: str | None = None
 
 
+def not_installed(target: str, error: PackageError) -> Device:
+    """Stand for the devices of an engine that cannot be imported."""
+    return Device(target, "cpu", "-", "not installed", usable=False, reason=str(error))
+
+
 Verdict = Literal["chosen", "proven", "refused", "unusable", "skipped"]
 
 

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,10 +63,13 @@ def remember(key: str, trials: list[Trial]) -> None:
     folder = cache_folder("decisions")
     if folder is None:
         return
-    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
-        json.dump([asdict(t) for t in trials], file)
-        file.close()
-        Path(file.name).replace(folder / f"{key}.json")
+    temporary = folder / f".{key}.{os.getpid()}"
+    try:
+        temporary.write_text(json.dumps([asdict(t) for t in trials]), encoding="utf-8")
+        temporary.replace(folder / f"{key}.json")
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def forget(key: str) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tasktok_edge.bundle import Bundle, Parity, Target, golden_values
 from tasktok_edge.errors import DeviceError, PackageError
-from tasktok_edge.runtimes.engine import Device, Engine, Running, Trial
+from tasktok_edge.runtimes.engine import Device, Engine, Running, Trial, not_installed
 from tasktok_edge.runtimes.remembered import forget, key_of, recall, remember
 
 Policy = Literal["latency", "power"]
@@ -160,7 +160,7 @@ def _candidates(bundles: Sequence[Bundle], engines: Mapping[Target, Engine]) -> 
             found += [_Candidate(bundle, engines[target], d) for d in engines[target].devices()]
         except PackageError as error:
             missing = missing or error
-            found.append(_Candidate(bundle, None, Device(target, "cpu", "-", "not installed", usable=False, reason=str(error))))
+            found.append(_Candidate(bundle, None, not_installed(target, error)))
     if missing is not None and all(c.engine is None for c in found):
         raise missing
     return found

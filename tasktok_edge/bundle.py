@@ -197,8 +197,11 @@ def sign(folder: Path, private_key: Path) -> Path:
     with read_bundle(folder) as bundle:
         signed = signature_of((bundle.path / MANIFEST).read_bytes(), private_key)
         temporary, file = bundle.path / f".{SIGNATURE}", bundle.path / SIGNATURE
-        temporary.write_bytes(signed)
-        temporary.replace(file)
+        try:
+            temporary.write_bytes(signed)
+            temporary.replace(file)
+        except OSError as error:
+            raise UsageError(f"{file} cannot be written: {error.strerror}") from None
     return file
 
 

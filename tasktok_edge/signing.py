@@ -34,10 +34,13 @@ def make_keys(folder: Path) -> tuple[Path, Path]:
             raise UsageError(f"{file} exists: bundles may be signed with it, so choose another folder")
     key = ed25519.Ed25519PrivateKey.generate()
     pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    folder.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file_object:
-        file_object.write(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
-    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            stream.write(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+        public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+    except OSError as error:
+        raise UsageError(f"no keys can be written to {folder}: {error.strerror}") from None
     return private, public
 
 
@@ -69,11 +72,13 @@ def check_signature(manifest: bytes, signature: bytes | None, public: Path) -> N
 
 
 def _key(file: Path, kind: str, read: Any) -> Any:
+    from cryptography.exceptions import UnsupportedAlgorithm
+
     try:
         data = file.read_bytes()
     except OSError as error:
         raise UsageError(f"the {kind} key {file} cannot be read: {error.strerror}") from None
     try:
         return read(data)
-    except (ValueError, TypeError) as error:  # another format, or encrypted
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # another format, or encrypted
         raise UsageError(f"{file} is no {kind} key as PEM without a password: {error}") from None

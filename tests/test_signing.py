@@ -64,6 +64,9 @@ def test_wrong_keys_are_told(tmp_path: Path, keys: tuple[Path, Path]) -> None:
         read_bundle(folder, public_key=keys[0])
     with pytest.raises(UsageError, match="exists"):
         make_keys(tmp_path / "keys")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="no keys can be written"):
+        make_keys(tmp_path / "file" / "keys")
     with pytest.raises(UsageError, match="no folder"):
         sign(tmp_path / "b.ttk", keys[0])
 

@@ -143,7 +143,7 @@ class _Int8Layer(nn.Module):
 
     @property
     def whole(self) -> bool:
-        """Whether sums are of whole numbers: not in training, nor while ranges are looked for."""
+        """Whether sums are of whole numbers: not where gradients are wanted, nor while ranges are looked for."""
         return not (torch.is_grad_enabled() or self.bypassed or self.output.watching)
 
     def _count(self, x: Tensor) -> Tensor:
