@@ -1,5 +1,7 @@
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -179,10 +181,11 @@ def test_submitted_frames_are_answered_in_order_and_copied(built: Callable[[Targ
 
 def test_the_queue_is_bounded_and_closing_cancels(built: Callable[[Target], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     shared = load(built("onnx"), threads=1)
-    free, submitted = threading.Event(), []
+    free, entered, submitted = threading.Event(), threading.Semaphore(0), []
     real = shared._ask
 
     def slow(functions: tuple[str, ...], batch: np.ndarray) -> object:  # type: ignore[type-arg]
+        entered.release()
         free.wait(60)
         return real(functions, batch)
 
@@ -191,16 +194,28 @@ def test_the_queue_is_bounded_and_closing_cancels(built: Callable[[Target], Path
     monkeypatch.setattr(shared, "_ask", slow)
     producer = threading.Thread(target=lambda: [submitted.append(shared.submit(FRAME, "seg")) for _ in range(QUEUED + 2)])
     producer.start()
-    producer.join(1)
+    until = time.monotonic() + 60
+    while len(submitted) < QUEUED and time.monotonic() < until:
+        time.sleep(0.01)
+    producer.join(0.5)
     assert producer.is_alive() and len(submitted) == QUEUED
     free.set()
     producer.join(60)
     assert len(submitted) == QUEUED + 2 and all(f.result(60).frame.shape == FRAME.shape for f in submitted)
     free.clear()
+    for _ in submitted:
+        entered.acquire()
     rest = [shared.submit(FRAME, "seg") for _ in range(QUEUED)]
-    threading.Timer(0.5, free.set).start()
-    shared.close()
-    assert rest[0].result(60) and all(future.cancelled() or future.done() for future in rest)
+    assert entered.acquire(timeout=60)  # the first one runs: what close() waits for, the others it cancels
+    closing = threading.Thread(target=shared.close)
+    closing.start()
+    for future in rest[1:]:
+        with pytest.raises(CancelledError):
+            future.result(60)
+    assert closing.is_alive() and not rest[0].done()
+    free.set()
+    closing.join(60)
+    assert rest[0].result(60) and not closing.is_alive()
 
 
 def test_a_batch_is_its_frames(session: Session) -> None:
