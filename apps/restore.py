@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tasktok_edge.errors import FrameError, UsageError
+from tasktok_edge.manifest import function_name
 from tasktok_edge.runtimes import Answer, Classification, Segmentation, Session, load
 
 SHOWN_SCORE = 0.3
@@ -25,6 +26,7 @@ def restore_command(
     task: Annotated[str | None, typer.Option(help="what to restore for; needed if the bundle has several")] = None,
     out: Annotated[Path, typer.Option(help="folder for the restored pictures")] = Path("out/restored"),
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
+    tokens: Annotated[int | None, typer.Option(help="a budget that the bundle was built with")] = None,
     isolate: Annotated[
         bool, typer.Option("--isolate", help="run the engine in a process of its own: for bundles of others")
     ] = False,
@@ -37,7 +39,7 @@ def restore_command(
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise UsageError(f"two pictures are named {', '.join(sorted(twice))}: their restored files would be one")
-    with load(bundle, device, isolate=isolate, public_key=public_key) as session:
+    with load(bundle, device, tokens=tokens, isolate=isolate, public_key=public_key) as session:
         rows = list(_restore(session, frames, names, task, out))
         where = f"{session.bundle.manifest.name} on {session.device.native}, {session.precision}"
     if as_json:
@@ -53,7 +55,7 @@ def _restore(
     session: Session, frames: list[NDArray[np.uint8]], names: list[str], task: str | None, out: Path
 ) -> Iterator[dict[str, Any]]:
     # A checkpoint may have no network for a task: its bundle restores all the same, and the row says so.
-    answers = f"predict/{task or session.tasks[0]}" in session.functions
+    answers = function_name("predict", task or session.tasks[0], session.tokens) in session.functions
     for frame, name in zip(frames, names, strict=True):
         result = session(frame, task) if answers else None
         restored = session.restore(frame, task) if result is None else result.frame

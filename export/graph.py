@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tasktok_edge.export.rewrite import Rewritten, sharing_copy
+from tasktok_edge.manifest import function_name, output_name
 from tasktok_edge.model.config import TaskTokConfig
 from tasktok_edge.model.fuse import fuse
 from tasktok_edge.model.tasktok import TaskTok
@@ -23,26 +24,32 @@ class Function(NamedTuple):
 
     kind: Kind
     task: str
+    tokens: int | None = None  # a budget: so many tokens are replaced, not the task's own selection
 
     @property
     def name(self) -> str:
-        return f"{self.kind}/{self.task}"
+        return function_name(self.kind, self.task, self.tokens)
 
     @property
     def entry(self) -> str:
         """The name inside the artifact: identifiers alone are safe in every format."""
-        return f"{self.kind}_{self.task}"
+        return output_name(self.kind, self.task, self.tokens)
+
+    @property
+    def choice(self) -> str:
+        """What it shares with the other function of its task and budget: the tokens."""
+        return self.entry.removeprefix(f"{self.kind}_")
 
 
-def functions_of(tasks: Sequence[str]) -> list[Function]:
-    """Both functions of each task, in the order in which artifacts list them."""
-    return [Function(kind, task) for task in tasks for kind in ("restore", "predict")]
+def functions_of(tasks: Sequence[str], budgets: Sequence[int] = ()) -> list[Function]:
+    """Both functions of each task, in the order in which artifacts list them: its own selection, then each budget."""
+    return [Function(kind, task, n) for task in tasks for n in (None, *budgets) for kind in ("restore", "predict")]
 
 
-def model_functions(config: TaskTokConfig, tasks: Sequence[str] | None = None) -> list[Function]:
+def model_functions(config: TaskTokConfig, tasks: Sequence[str] | None = None, budgets: Sequence[int] = ()) -> list[Function]:
     """What can be exported of a model: every task's frame, and its answer where a network gives one of fixed shape."""
     chosen = list(config.tasks) if tasks is None else tasks
-    return [f for f in functions_of(chosen) if f.kind == "restore" or config.tasks[f.task].net not in NOT_EXPORTED]
+    return [f for f in functions_of(chosen, budgets) if f.kind == "restore" or config.tasks[f.task].net not in NOT_EXPORTED]
 
 
 def output_names(function: Function, kind: str) -> list[str]:
@@ -86,27 +93,28 @@ class Deployed(nn.Module):
         self.pixels: nn.Module = Pixels(dtype)  # or an exporter's own way of it
         self.model = Rewritten(model)
         self.size, self.level = model.config.image_size, model.config.level
-        self.switches = nn.ModuleDict({task: model.static_switch(task) for task in dict.fromkeys(f.task for f in functions)})
+        chosen = {f.choice: f for f in functions}
+        self.switches = nn.ModuleDict({name: model.static_switch(f.task, f.tokens) for name, f in chosen.items()})
 
     def only(self, function: Function) -> "Deployed":
         """Give the graph of one function, with the same tensors."""
         part = sharing_copy(self)
         part.functions = [function]
-        part.switches = nn.ModuleDict({function.task: part.switches[function.task]})
+        part.switches = nn.ModuleDict({function.choice: part.switches[function.choice]})
         return part
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
         z = self.model.encode(self._image(frame))
         shared = self.model.refiner.shared(z, self.level)
         outputs: dict[Function, list[Tensor]] = {}
-        for task, switch in self.switches.items():
+        for choice, switch in self.switches.items():
             features = self.model.decoder.features(switch(z, shared))
             image = cache(partial(self.model.image, features))  # made once, and not at all where the answer is read before it
-            for function in self.functions:
-                if function == Function("restore", task):
+            for function in (f for f in self.functions if f.choice == choice):
+                if function.kind == "restore":
                     outputs[function] = [image().permute(0, 2, 3, 1)]
-                elif function == Function("predict", task):
-                    outputs[function] = self._answer(task, self.model.seen(features, image, task))
+                else:
+                    outputs[function] = self._answer(function.task, self.model.seen(features, image, function.task))
         return tuple(output.to(torch.float32) for function in self.functions for output in outputs[function])
 
     def _image(self, frame: Tensor) -> Tensor:

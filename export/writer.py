@@ -53,15 +53,19 @@ def write_bundle(
     target: Target,
     *,
     tasks: Sequence[str],
+    budgets: Sequence[int] = (),
     precision: Precision,
     frames: NDArray[np.uint8],
     answers: dict[str, NDArray[np.float32]],
     say: Say = lambda _: None,
 ) -> Manifest:
-    """Build `target` into `folder`, unverified. `frames` (n, S, S, 3) uint8 with `answers` by output name become golden."""
+    """Build `target` into `folder`, unverified; `budgets` are numbers of tokens to have functions for beside each task's own.
+
+    `frames` (n, S, S, 3) uint8 with `answers` by output name become golden.
+    """
     versions = package_versions(target)
     model = checkpoint.model
-    functions = model_functions(model.config, tasks)
+    functions = model_functions(model.config, tasks, budgets)
     module = exporter(target)
     module.build(model, functions, folder, precision=precision, say=say)
     # Half of each number is enough where 45 dB are asked.
@@ -137,6 +141,7 @@ def _function_spec(model: TaskTok, function: Function, file: str, answers: dict[
         name=function.name,
         kind=function.kind,
         task=function.task,
+        tokens=function.tokens,
         file=file,
         entry=function.entry,
         outputs=tuple(TensorSpec(name=n, shape=(1, *answers[n].shape[1:]), dtype="float32") for n in names),

@@ -68,6 +68,7 @@ def load(
     *,
     engine: str | None = None,
     tasks: Sequence[str] | None = None,
+    tokens: int | None = None,
     threads: int | None = None,
     policy: Policy = "latency",
     proof: Proof = "required",
@@ -81,9 +82,11 @@ def load(
 
     `path` may name several bundles of one model, one for each engine: the best device of all is picked, or of `engine` alone.
     `device` is auto, cpu, gpu, npu or an engine's own name of a device ("GPU.1"). `tasks` keeps to some of the bundle's
-    tasks, which saves time and memory here. `policy` picks the fastest device, or ("power") the first of NPU, GPU, CPU
-    that answers rightly; unless `remember` is false, the choice is kept for the next start (runtimes.remembered says where).
-    `proof="measured"` keeps a device that answers wrongly, with its figures in the report: it is for programs that judge.
+    tasks, which saves time and memory here. `tokens` is a budget that the bundle was built with: each task replaces so many
+    tokens, those that matter most to it, and not its own selection. `policy` picks the fastest device, or ("power") the first
+    of NPU, GPU, CPU that answers rightly; unless `remember` is false, the choice is kept for the next start
+    (runtimes.remembered says where). `proof="measured"` keeps a device that answers wrongly, with its figures in the report:
+    it is for programs that judge.
 
     `pixels` is how frames come: "rgb" or "bgr", (H, W, 3), or the planes of "nv12" or "i420", (H * 3 / 2, W), all uint8.
     `isolate` runs the engine in a process of its own: what crashes there, or takes longer than `time_limit` seconds for a
@@ -109,7 +112,7 @@ def load(
         raise UsageError("give the path of a bundle, or of several")
     opened: list[Bundle] = []
     try:
-        opened.extend(read_bundle(one, public_key=public_key) for one in paths)
+        opened.extend(read_bundle(one, public_key=public_key).with_budget(tokens) for one in paths)
         chosen, running, report = select(
             _of_engine(opened, engine),
             {b.manifest.target: _engine(b.manifest.target, isolate, time_limit) for b in opened},

@@ -138,15 +138,14 @@ def detections(
 
 def answer_of(
     kind: Kind,
-    task: str,
+    name: str,
     outputs: Sequence[Mapping[str, NDArray[Any]]],
     layout: Layout,
     labels: tuple[str, ...],
     *,
     heat_map: int = 0,
 ) -> Answer:
-    """Turn the raw outputs of predict/<task>, by name, of all windows of a frame into the answer of a task of this kind."""
-    name = f"predict_{task}"
+    """Turn the raw outputs of all windows of a frame into the answer of a task of this kind; `name` is predict_<task>."""
     if kind == "cls":
         return classification([o[name] for o in outputs], labels)
     if kind == "seg":

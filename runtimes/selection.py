@@ -103,8 +103,9 @@ def shortfall(figures: Mapping[str, float], parity: Parity) -> str | None:
 
 def task_functions(bundle: Bundle, task: str) -> tuple[str, ...]:
     """Name the functions of a task, restore first."""
-    here = {f.name for f in bundle.manifest.functions}
-    return tuple(n for n in (f"restore/{task}", f"predict/{task}") if n in here)
+    return tuple(
+        f.name for kind in ("restore", "predict") for f in bundle.manifest.functions if (f.kind, f.task) == (kind, task)
+    )
 
 
 def select(
@@ -176,7 +177,15 @@ def _facts(
     policy: Policy,
 ) -> dict[str, Any]:
     """All that a decision depends on."""
-    there = [[c.bundle.sha256, c.engine.version() if c.engine else None, *vars(c.device).values()] for c in found]
+    there = [
+        [
+            c.bundle.sha256,
+            c.bundle.manifest.functions[0].tokens,
+            c.engine.version() if c.engine else None,
+            *vars(c.device).values(),
+        ]
+        for c in found
+    ]
     isolated = [type(engine).__name__ for engine in engines.values()]
     return {"there": there, "asked": device, "tasks": list(tasks), "threads": threads, "policy": policy, "how": isolated}
 

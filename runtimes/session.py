@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tasktok_edge.bundle import Bundle, Kind
 from tasktok_edge.errors import DeviceError, FrameError, UsageError, unknown_word
 from tasktok_edge.frames import Layout, Pixels, as_rgb, check_frame, lay_out, magnitude, to_uint8
+from tasktok_edge.manifest import function_name, output_name
 from tasktok_edge.runtimes.answers import Answer, answer_of
 from tasktok_edge.runtimes.engine import Device, Running, Trial
 from tasktok_edge.runtimes.selection import Proof, Report, measure, shortfall
@@ -72,6 +73,7 @@ class Session:
         self._room = threading.BoundedSemaphore(QUEUED)
         self._lock = threading.Lock()
         self._functions = {f.name: f for f in bundle.manifest.functions if f.task in tasks}
+        self._tokens = bundle.manifest.functions[0].tokens  # the same in all: Bundle.with_budget
         self._size = bundle.manifest.input.size
         self._shape = (1, self._size, self._size, 3)
         self._calls: dict[tuple[object, ...], _Call] = {}
@@ -91,8 +93,13 @@ class Session:
         return self._chosen.effective_precision or self.bundle.manifest.precision
 
     @property
+    def tokens(self) -> int | None:
+        """How many tokens each task replaces, as `load` was told; None: its own selection."""
+        return self._tokens
+
+    @property
     def functions(self) -> tuple[str, ...]:
-        """What can be run, such as "restore/seg"; a bundle may hold no predict/<task> for some tasks."""
+        """What can be run, such as "restore/seg" ("restore/seg@8"); a bundle may hold no predict/<task> for some tasks."""
         return tuple(self._functions)
 
     @property
@@ -174,7 +181,7 @@ class Session:
     def placement(self, task: str | None = None) -> dict[str, int]:
         """Count where the operators of a task run, by the engine's own records, such as {"CPU, u8": 40, "CPU, f32": 97}."""
         name = self._named(task)
-        functions = tuple(f"{kind}/{name}" for kind in WAYS["both"] if f"{kind}/{name}" in self._functions)
+        functions = tuple(f for f in self._of("both", name) if f in self._functions)
         self._prove(functions)
         with self._lock:
             return self._open().placement(functions)
@@ -200,8 +207,8 @@ class Session:
     def warm_up(self) -> None:
         """Compile and prove every way of calling, so that no frame has to wait for it."""
         for task in self.tasks:
-            for kinds in WAYS.values():
-                functions = tuple(f"{kind}/{task}" for kind in kinds)
+            for way in WAYS:
+                functions = self._of(way, task)
                 if all(f in self._functions for f in functions):
                     self._prove(functions)
 
@@ -239,7 +246,7 @@ class Session:
 
     def _first_call(self, key: tuple[object, ...], way: Way, frame: NDArray[np.uint8], task: str | None) -> _Call:
         name = self._named(task)
-        functions = tuple(f"{kind}/{name}" for kind in WAYS[way])
+        functions = self._of(way, name)
         absent = [function for function in functions if function not in self._functions]
         if absent:
             raise self._lacks(absent[0])
@@ -249,12 +256,15 @@ class Session:
         manifest = self.bundle.manifest
         framing = manifest.tasks[name].framing
         layout = lay_out(height, width, self._size, resize=manifest.input.resize, framing=framing)
-        call = _Call(name, functions, layout, f"restore_{name}")
+        call = _Call(name, functions, layout, output_name("restore", name, self._tokens))
         if len(self._calls) >= MAX_CALLS:
             self._calls.clear()
         if key:
             self._calls[key] = call
         return call
+
+    def _of(self, way: Way, task: str) -> tuple[str, ...]:
+        return tuple(function_name(kind, task, self._tokens) for kind in WAYS[way])
 
     def _named(self, task: str | None) -> str:
         if task is None and len(self.tasks) > 1:
@@ -289,7 +299,7 @@ class Session:
 
     def _lacks(self, function: str) -> UsageError:
         """Make the error for a function that its task may have, and this bundle has not."""
-        kind, task = function.split("/")
+        kind, task = function.partition("@")[0].split("/")
         instead, net = ("restore", " with a network for this task") if kind == "predict" else ("predict", "")
         return UsageError(
             f"this bundle holds no {function}, only {', '.join(self._functions)}: "
@@ -329,7 +339,8 @@ class Session:
                 if name.startswith("predict_") and not math.isfinite(magnitude(value)):
                     raise self._not_finite(name)
         spec = self.bundle.manifest.tasks[call.task]
-        return answer_of(spec.kind, call.task, outputs, call.layout, spec.labels, heat_map=spec.heat_map)
+        name = output_name("predict", call.task, self._tokens)
+        return answer_of(spec.kind, name, outputs, call.layout, spec.labels, heat_map=spec.heat_map)
 
     def _not_finite(self, output: str) -> DeviceError:
         return DeviceError(f"{self.device.native} gave NaN or infinity in {output} for this frame")

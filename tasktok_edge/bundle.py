@@ -98,11 +98,23 @@ class Bundle:
         return sum(entry.bytes for entry in self.manifest.files.values())
 
     def function(self, kind: Kind, task: str) -> FunctionSpec:
-        name = f"{kind}/{task}"
         for spec in self.manifest.functions:
-            if spec.name == name:
+            if (spec.kind, spec.task) == (kind, task):
                 return spec
-        raise unknown_word("function", name, [f.name for f in self.manifest.functions])
+        raise unknown_word("function", f"{kind}/{task}", [f.name for f in self.manifest.functions])
+
+    def with_budget(self, tokens: int | None) -> Self:
+        """Keep the functions that replace so many tokens, or with None those of each task's own selection.
+
+        Raises UsageError where it was not built with that number.
+        """
+        budgets = self.manifest.budgets
+        if tokens is not None and tokens not in budgets:
+            known = f"only with {', '.join(map(str, budgets))}" if budgets else "with none"
+            told = f"{self.source} was built for no budget of {tokens} tokens, {known}"
+            raise UsageError(f"{told}: leave it out, or export with --tokens {tokens}")
+        functions = tuple(f for f in self.manifest.functions if f.tokens == tokens)
+        return replace(self, manifest=self.manifest.model_copy(update={"functions": functions}))
 
     def golden(self) -> dict[str, NDArray[Any]]:
         """Read the golden frames and the answers to them, checked against the manifest."""

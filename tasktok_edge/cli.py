@@ -50,6 +50,10 @@ def export(
         list[str] | None, typer.Option("--task-net", help="your own network: TASK=FILE.onnx or TASK=package.module:callable")
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8")] = "fp32",
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(help="a budget to choose at load time: so many tokens replaced; may be given several times"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder that the bundles are written into")] = Path("out"),
     overwrite: Annotated[bool, typer.Option(help="replace a bundle of the same name")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
@@ -92,6 +96,7 @@ def export(
                     path,
                     tasks=tasks,
                     precision=chosen,
+                    budgets=tuple(sorted(set(tokens or ()))),
                     overwrite=overwrite,
                     say=say,
                 )
@@ -116,6 +121,7 @@ def validate(
     degradation: Annotated[str, typer.Option(help="mix-a, mix-b, noise, blur, rain, haze, snow, low-light")] = "mix-b",
     severity: Annotated[int, typer.Option(min=1, max=5)] = 3,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
+    tokens: Annotated[int | None, typer.Option(help="a budget that the bundles were built with")] = None,
     max_drop: Annotated[float, typer.Option(help="points that a task may lose against the server")] = 1.0,
 ) -> None:
     """Run the server model and bundles on the same held-out frames."""
@@ -129,7 +135,7 @@ def validate(
 
     found = progress_of(
         errors,
-        judge(bundle, server=server, n=frames, degradation=degradation, severity=severity, device=device),
+        judge(bundle, server=server, n=frames, degradation=degradation, severity=severity, device=device, tokens=tokens),
     )
     assert isinstance(found, Judgement)
     console.print(accuracy_table(found))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tasktok_edge.errors import BundleError
 
-SCHEMA_VERSION = 3  # 1 had segmentation logits with the channels last, 2 all values of the golden answers
+SCHEMA_VERSION = 4  # 1 had segmentation logits with the channels last, 2 all values of the golden answers, 3 no budgets
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"  # of a signed bundle; signing.py
 MAX_MANIFEST_BYTES = 16 << 20  # a thousand times a large one
@@ -42,23 +42,37 @@ class TensorSpec(_Part):
 
 
 class FunctionSpec(_Part):
-    """One thing the engine runs; `entry` is the engine's own name of it."""
+    """One thing the engine runs; `entry` is the engine's own name of it.
+
+    `tokens` is its budget, where that is not the task's own selection: the tokens that matter most, and no more, are replaced.
+    """
 
     name: str
     kind: Kind
     task: Word
+    tokens: Count | None = None
     file: str
     entry: str
     outputs: tuple[TensorSpec, ...]
 
     @model_validator(mode="after")
     def _names(self) -> Self:
-        wanted = [f"{self.kind}_{self.task}"]
+        name, wanted = function_name(self.kind, self.task, self.tokens), [output_name(self.kind, self.task, self.tokens)]
         if len(self.outputs) == 2 and self.kind == "predict":
             wanted = [f"{wanted[0]}_boxes", f"{wanted[0]}_scores"]
-        if self.name != f"{self.kind}/{self.task}" or [o.name for o in self.outputs] != wanted:
-            raise ValueError(f"function {self.name!r} must be {self.kind}/{self.task} with outputs {', '.join(wanted)}")
+        if self.name != name or [o.name for o in self.outputs] != wanted:
+            raise ValueError(f"function {self.name!r} must be {name} with outputs {', '.join(wanted)}")
         return self
+
+
+def function_name(kind: Kind, task: str, tokens: int | None = None) -> str:
+    """What a function is called everywhere: "restore/seg", with a budget of tokens "restore/seg@8"."""
+    return f"{kind}/{task}" + ("" if tokens is None else f"@{tokens}")
+
+
+def output_name(kind: Kind, task: str, tokens: int | None = None) -> str:
+    """The same as an identifier, which alone is safe in every format: "restore_seg", "restore_seg_t8"."""
+    return f"{kind}_{task}" + ("" if tokens is None else f"_t{tokens}")
 
 
 class TaskSpec(_Part):
@@ -139,20 +153,31 @@ class Manifest(_Part):
     def verified(self) -> bool:
         return self.parity.status == "passed"
 
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """The numbers of tokens that it was also built with, rising."""
+        return tuple(sorted({f.tokens for f in self.functions if f.tokens is not None}))
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         faults = [f"{name!r} leaves the bundle" for name in self.files if not is_safe(name)]
         faults += [f"{name} is not listed" for name in (GOLDEN,) if name not in self.files]
         names = [f.name for f in self.functions]
         faults += [f"function {n} is there twice" for n in sorted(set(names)) if names.count(n) > 1]
+        outputs = [o.name for f in self.functions for o in f.outputs]
+        faults += [f"output {n} is there twice" for n in sorted(set(outputs)) if outputs.count(n) > 1]
         for task, spec in self.tasks.items():
             tokens = spec.selected_tokens
             if len(set(tokens)) != len(tokens) or any(t >= spec.n_tokens for t in tokens):
                 faults.append(f"task {task} selects tokens that are not {spec.n_tokens} different ones")
             if spec.kind == "seg" and len(spec.labels) > 256:
                 faults.append(f"task {task} has {len(spec.labels)} labels, a uint8 mask holds 256")
-            if all(function.task != task for function in self.functions):
+            own = {f.kind for f in self.functions if f.task == task and f.tokens is None}
+            if not own:
                 faults.append(f"task {task} has no function")
+            for n in self.budgets:
+                if {f.kind for f in self.functions if f.task == task and f.tokens == n} != own or n > spec.n_tokens:
+                    faults.append(f"task {task} has not the functions that others have with {n} tokens, or not so many tokens")
         for function in self.functions:
             if function.task not in self.tasks:
                 faults.append(f"function {function.name} is of no listed task")

@@ -1,6 +1,7 @@
 """Does the artifact answer as the PyTorch model does? Measured through the shim, recorded in the bundle."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from tasktok_edge.bundle import Parity, replace_parity
 from tasktok_edge.data.heldout import held_out
-from tasktok_edge.errors import DeviceError, PackageError
+from tasktok_edge.errors import DeviceError, PackageError, UsageError
 from tasktok_edge.export import Target
 from tasktok_edge.export.graph import Say, model_functions
 from tasktok_edge.export.writer import GOLDEN_FRAMES, write_bundle
@@ -21,7 +22,7 @@ from tasktok_edge.metrics import same_answer
 from tasktok_edge.model.checkpoint import Checkpoint
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.reference import Reference, golden_answers
-from tasktok_edge.runtimes import load
+from tasktok_edge.runtimes import Session, load
 from tasktok_edge.runtimes.selection import peak_of, psnr_db
 from tasktok_edge.staging import stage
 
@@ -51,16 +52,23 @@ def export_verified(
     *,
     tasks: tuple[str, ...],
     precision: Precision,
+    budgets: tuple[int, ...] = (),
     overwrite: bool = False,
     say: Say = lambda _: None,
 ) -> Exported:
-    """Build a bundle, run it through the shim where it can run here, and record what was found; nothing half-written stays."""
+    """Build a bundle, run it through the shim where it can run here, and record what was found; nothing half-written stays.
+
+    With `budgets` it also has functions that replace so many tokens. Raises UsageError for more than the model has.
+    """
+    n_tokens = checkpoint.model.config.tokenizer.tokens
+    if any(not 1 <= n <= n_tokens for n in budgets):
+        raise UsageError(f"a budget is from 1 to the model's {n_tokens} tokens, not {', '.join(map(str, budgets))}")
     with stage(out, overwrite=overwrite) as folder:
         say("golden frames")
         model = checkpoint.model
         large = sum(part.exported for part in count(model.config, {})) > LARGE_MACS
         golden = np.stack([_square(h.degraded, model) for h in held_out(1 if large else GOLDEN_FRAMES)])
-        answers = golden_answers(model, model_functions(model.config, tasks), golden)
+        answers = golden_answers(model, model_functions(model.config, tasks, budgets), golden)
         start = time.perf_counter()
         with measured() as peak:
             write_bundle(
@@ -68,6 +76,7 @@ def export_verified(
                 checkpoint,
                 target,
                 tasks=tasks,
+                budgets=budgets,
                 precision=precision,
                 frames=golden,
                 answers=answers,
@@ -76,7 +85,7 @@ def export_verified(
         seconds = time.perf_counter() - start
         n_frames = LARGE_PARITY_FRAMES if large else PARITY_FRAMES
         say(f"parity on {n_frames} held-out frames")
-        manifest = replace_parity(folder, measure_parity(folder, checkpoint, tasks=tasks, n_frames=n_frames))
+        manifest = replace_parity(folder, measure_parity(folder, checkpoint, n_frames=n_frames))
     total = sum(entry.bytes for entry in manifest.files.values())
     return Exported(out, manifest, total, seconds, peak.bytes)
 
@@ -87,48 +96,54 @@ def _square(frame: NDArray[np.uint8], model: TaskTok) -> NDArray[np.uint8]:
     return crop_resize(frame, windows(*frame.shape[:2])[0], size, model.config.resize)
 
 
-def measure_parity(folder: Path, checkpoint: Checkpoint, *, tasks: tuple[str, ...], n_frames: int = PARITY_FRAMES) -> Parity:
+def measure_parity(folder: Path, checkpoint: Checkpoint, *, n_frames: int = PARITY_FRAMES) -> Parity:
     """Compare every function with the full model in PyTorch on held-out degraded frames."""
-    reference = Reference(checkpoint.model)
+    manifest = parse_manifest((folder / MANIFEST).read_bytes())
+    asked, model = manifest.parity, checkpoint.model
+    frames = [held.degraded for held in held_out(n_frames)]
+    figures: dict[str, float] = {}
+    agreement: dict[str, float] = {}
     try:
-        session = load(folder, proof="measured")
+        for tokens in (None, *manifest.budgets):
+            with load(folder, proof="measured", tokens=tokens) as session:
+                found, agreed = _compared(session, Reference(model), frames)
+                figures |= found
+                agreement = {task: min(agreement.get(task, 1.0), share) for task, share in agreed.items()}
+                device, precision = session.report.chosen, session.precision
     except (DeviceError, PackageError) as reason:
-        return _asked(folder).model_copy(update={"reason": str(reason)})
-    with session:
-        specs = session.bundle.manifest.functions
-        names = tuple(f.name for f in specs)
-        worst = dict.fromkeys(names, np.inf)
-        agreed = {f.task: 0 for f in specs if f.kind == "predict"}
-        for held in held_out(n_frames):
-            frame = _square(held.degraded, checkpoint.model)
-            wanted, found = reference.run_raw(names, frame[None]), dict[str, NDArray[np.float32]]()
-            for task in tasks:  # as they are called for frames: restore and predict of a task together
-                found |= session.run_raw(tuple(f.name for f in specs if f.task == task), frame[None])
-            for spec in specs:
-                for output in spec.outputs:
-                    want = wanted[output.name]
-                    figure = psnr_db(found[output.name], want, peak_of(spec.kind, want))
-                    worst[spec.name] = min(worst[spec.name], figure)
-            for task in agreed:
-                agreed[task] += same_answer(session.predict(held.degraded, task), reference.predict(held.degraded, task))
-        agreement = {task: count / n_frames for task, count in agreed.items()}
-        asked = session.bundle.manifest.parity
-        faults = asked.shortfalls(worst)
-        least = MIN_AGREEMENT[session.bundle.manifest.precision]
-        faults += [f"{task} answers agree on {share:.1%}" for task, share in agreement.items() if share < least]
-        chosen = session.report.chosen
-        return Parity(
-            status="failed" if faults else "passed",
-            floor_db=asked.floor_db,
-            answer_floor_db=asked.answer_floor_db,
-            psnr_db={name: round(float(figure), 2) for name, figure in worst.items()},
-            agreement=agreement,
-            n_frames=n_frames,
-            device=None if chosen is None else chosen.effective_device,
-            effective_precision=session.precision,
-            reason="; ".join(faults) or None,
-        )
+        return asked.model_copy(update={"reason": str(reason)})
+    faults = asked.shortfalls(figures)
+    least = MIN_AGREEMENT[manifest.precision]
+    faults += [f"{task} answers agree on {share:.1%}" for task, share in agreement.items() if share < least]
+    return Parity(
+        status="failed" if faults else "passed",
+        floor_db=asked.floor_db,
+        answer_floor_db=asked.answer_floor_db,
+        psnr_db={name: round(figure, 2) for name, figure in figures.items()},
+        agreement=agreement,
+        n_frames=n_frames,
+        device=None if device is None else device.effective_device,
+        effective_precision=precision,
+        reason="; ".join(faults) or None,
+    )
 
 
-def _asked(folder: Path) -> Parity:
-    return parse_manifest((folder / MANIFEST).read_bytes()).parity
+def _compared(
+    session: Session, reference: Reference, frames: Sequence[NDArray[np.uint8]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Give the worst PSNR in dB of every function of a session, and by task the share of frames with the same answer."""
+    specs, tokens = session.bundle.manifest.functions, session.tokens
+    worst = {spec.name: np.inf for spec in specs}
+    agreed = {spec.task: 0 for spec in specs if spec.kind == "predict"}
+    for whole in frames:
+        frame = _square(whole, reference.model)
+        wanted, found = reference.run_raw(tuple(worst), frame[None]), dict[str, NDArray[np.float32]]()
+        for task in session.tasks:  # as they are called for frames: restore and predict of a task together
+            found |= session.run_raw(tuple(f.name for f in specs if f.task == task), frame[None])
+        for spec in specs:
+            for output in spec.outputs:
+                want = wanted[output.name]
+                worst[spec.name] = min(worst[spec.name], psnr_db(found[output.name], want, peak_of(spec.kind, want)))
+        for task in agreed:
+            agreed[task] += same_answer(session.predict(whole, task), reference.predict(whole, task, tokens))
+    return {name: float(figure) for name, figure in worst.items()}, {t: n / len(frames) for t, n in agreed.items()}

@@ -31,19 +31,21 @@ class Reference:
 
     @torch.inference_mode()
     def run_raw(self, functions: Sequence[str], batch: NDArray[np.uint8]) -> RawOutputs:
-        """Run functions such as "restore/seg" on (n, S, S, 3) uint8; outputs by name, float32.
+        """Run functions such as "restore/seg" or "restore/seg@8" on (n, S, S, 3) uint8; outputs by name, float32.
 
         Raises UsageError for predict/<task> where the model has no network for the task.
         """
         image = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255
         outputs: RawOutputs = {}
-        for function in functions_of(self.tasks):
+        budgets = range(1, self.model.config.tokenizer.tokens + 1)
+        for function in functions_of(self.tasks, budgets):
             if function.name not in functions:
                 continue
             if function.kind == "restore":
-                outputs[function.entry] = self.model.restore(image, function.task).permute(0, 2, 3, 1).numpy()
+                restored = self.model.restore(image, function.task, function.tokens)
+                outputs[function.entry] = restored.permute(0, 2, 3, 1).numpy()
             else:
-                answer = self.model(image, function.task)
+                answer = self.model(image, function.task, function.tokens)
                 outputs |= raw_answer(answer, function, self.model.config.tasks[function.task])
         return outputs
 
@@ -54,13 +56,14 @@ class Reference:
         outputs = [self.run_raw((f"restore/{task}",), batch)[f"restore_{task}"][0] for batch in layout.cut(frame)]
         return to_uint8(layout.join(outputs))
 
-    def predict(self, frame: NDArray[np.uint8], task: str) -> Answer:
+    def predict(self, frame: NDArray[np.uint8], task: str, tokens: int | None = None) -> Answer:
         """The task's answer for a frame of any size; UsageError where the model has no network for the task."""
         self.model.check_task(task)
+        function = Function("predict", task, tokens)
         return answer_frame(
-            lambda batch: self.run_raw((f"predict/{task}",), batch),
+            lambda batch: self.run_raw((function.name,), batch),
             frame,
-            task,
+            function,
             self.model.config.tasks[task],
             self.size,
             resize=self.model.config.resize,
@@ -97,19 +100,20 @@ def oracle_answer(
     net: nn.Module, frame: NDArray[np.uint8], task: str, config: TaskConfig, size: int, *, resize: Resize = "area"
 ) -> Answer:
     """The answer of a task network alone, without restoration."""
+    function = Function("predict", task)
 
     @torch.inference_mode()
     def run(batch: NDArray[np.uint8]) -> RawOutputs:
         answer = net(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255)
-        return raw_answer(answer, Function("predict", task), config)
+        return raw_answer(answer, function, config)
 
-    return answer_frame(run, frame, task, config, size, resize=resize)
+    return answer_frame(run, frame, function, config, size, resize=resize)
 
 
 def answer_frame(
     run: Callable[[NDArray[np.uint8]], RawOutputs],
     frame: NDArray[np.uint8],
-    task: str,
+    function: Function,
     config: TaskConfig,
     size: int,
     *,
@@ -118,7 +122,7 @@ def answer_frame(
     """Lay a frame out on squares of `size`, run each, and join the raw outputs to an answer, as the shim does."""
     layout = _layout(frame, config, size, resize)
     outputs = [run(batch) for batch in layout.cut(frame)]
-    return answer_of(config.kind, task, outputs, layout, config.labels, heat_map=config.heat_map(size))
+    return answer_of(config.kind, function.entry, outputs, layout, config.labels, heat_map=config.heat_map(size))
 
 
 def golden_answers(model: TaskTok, functions: Sequence[Function], frames: NDArray[np.uint8]) -> RawOutputs:

@@ -63,6 +63,7 @@ def judge(
     severity: int = 3,
     device: str = "auto",
     threads: int | None = None,
+    tokens: int | None = None,
     same_as: str | None = None,
 ) -> Iterator[Doing | Judgement]:
     """Run clean, degraded, server and every bundle on the same frames; yields what is being done, the `Judgement` last.
@@ -92,7 +93,7 @@ def judge(
         wanted = yield from ask(f"{student.config.preset} in PyTorch", Reference(student).predict, degraded, tasks)
         found.others[student.config.preset] = rate(student.config.preset, wanted, held)
     for bundle in bundles:
-        with load(bundle, device, proof="measured", threads=threads) as session:
+        with load(bundle, device, proof="measured", threads=threads, tokens=tokens) as session:
             name = session.bundle.manifest.name
             answers = yield from ask(f"{name} on {session.device.native}", session.predict, degraded, session.tasks)
             found.device[name] = rate(name, answers, held)

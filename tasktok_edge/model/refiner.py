@@ -83,9 +83,12 @@ class TokenSwitch(nn.Module):
         """How likely each token is replaced, (N,) in (0, 1)."""
         return torch.sigmoid(self.logits[task])
 
-    def selected(self, task: str) -> list[int]:
-        """Indices of the tokens that are replaced, rising."""
-        return torch.nonzero(self.probabilities(task) > 0.5).flatten().tolist()
+    def selected(self, task: str, tokens: int | None = None) -> list[int]:
+        """Indices of the tokens that are replaced, rising: those above a half, or the `tokens` most probable ones."""
+        if tokens is None:
+            return torch.nonzero(self.probabilities(task) > 0.5).flatten().tolist()
+        order = torch.sort(self.logits[task], descending=True, stable=True).indices
+        return sorted(order[:tokens].tolist())
 
     @torch.no_grad()
     def start_from_order(self, task: str, order: Sequence[int]) -> None:

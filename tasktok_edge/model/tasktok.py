@@ -93,30 +93,36 @@ class TaskTok(nn.Module):
         image = _resized(self.tokenizer.decoder.image(features), self.config.image_size)
         return image, features if self.config.fused and self.config.fuses_stem(task) else image
 
-    def replace_selected(self, z: Tensor, task: str) -> Tensor:
+    def replace_selected(self, z: Tensor, task: str, tokens: int | None = None) -> Tensor:
         """Put refined tokens in the place of those of z (B, N, C) for which this task's switch is on.
 
         At level `exact` every token is refined and the switch has a gradient: the full model. At the others its choice stands.
+        With a budget of `tokens` the switch's most probable ones are replaced, without a gradient.
         """
-        if self.config.level == "exact":
-            return self.switch(z, self.refiner(z), task)
-        switch = self.static_switch(task).to(z.device)
-        return switch(z, self.refiner.shared(z, self.config.level))
+        if self.config.level != "exact":
+            switch = self.static_switch(task, tokens).to(z.device)
+            return switch(z, self.refiner.shared(z, self.config.level))
+        refined = self.refiner(z)
+        if tokens is None:
+            return self.switch(z, refined, task)
+        replaced = torch.zeros(z.shape[1], 1, dtype=torch.bool, device=z.device)
+        replaced[self.switch.selected(task, tokens)] = True
+        return torch.where(replaced, refined, z)
 
-    def static_switch(self, task: str) -> "StaticSwitch":
-        """This task's choice of tokens as it is now, with the refiner: what is exported."""
-        chosen, tokens = self.switch.selected(task), self.config.tokenizer.tokens
-        return StaticSwitch(self.refiner, chosen, tokens=tokens, level=self.config.level)
+    def static_switch(self, task: str, tokens: int | None = None) -> "StaticSwitch":
+        """This task's choice of tokens as it is now, or its `tokens` most probable ones, with the refiner: what is exported."""
+        chosen, n = self.switch.selected(task, tokens), self.config.tokenizer.tokens
+        return StaticSwitch(self.refiner, chosen, tokens=n, level=self.config.level)
 
-    def restore(self, image: Tensor, task: str) -> Tensor:
+    def restore(self, image: Tensor, task: str, tokens: int | None = None) -> Tensor:
         """Degraded image to the image that this task wants to see."""
         self.check_task(task)
-        return self.decode(self.replace_selected(self.encode(image), task))
+        return self.decode(self.replace_selected(self.encode(image), task, tokens))
 
-    def forward(self, image: Tensor, task: str) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, task: str, tokens: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Degraded image to the task's raw answer: see the task network's own docstring."""
         net = self.task_net(task)
-        return net(self.shown(self.replace_selected(self.encode(image), task), task)[1])
+        return net(self.shown(self.replace_selected(self.encode(image), task, tokens), task)[1])
 
 
 def rebuilt(model: TaskTok, update: Mapping[str, object], state: Mapping[str, Tensor]) -> TaskTok:
