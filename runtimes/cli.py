@@ -43,11 +43,12 @@ def devices_command(
         report, placed = session.report, session.placement(session.tasks[0])
     by_policy = {policy: report.pick(policy) for policy in get_args(Policy)}
     if as_json:
-        picks = {policy: [t.bundle, t.device.native] for policy, t in by_policy.items()}
+        picks = {policy: [t.bundle, t.device.native] if t else None for policy, t in by_policy.items()}
         print(json.dumps({**report_json(report), "auto": picks, "placement": placed}, indent=2))
         return
     lines = [f"{t.bundle} on {t.device.native}: {t.reason or f'runs on {t.effective_device}'}" for t in report.trials]
-    lines += [f"auto takes, by policy {policy}: {t.bundle} on {t.device.native}" for policy, t in by_policy.items()]
+    for policy, t in by_policy.items():
+        lines.append(f"auto takes, by policy {policy}: {f'{t.bundle} on {t.device.native}' if t else 'nothing of these'}")
     where = ", ".join(f"{count} on {name}" for name, count in placed.items())
     lines.append(f"operators of {report.bundle} for {session.tasks[0]}: {where}")
     _show(None, _report_table(report), [*lines, *report.notes], as_json=False)

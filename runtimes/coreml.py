@@ -1,13 +1,17 @@
 """Core ML: `model.mlpackage`, one Core ML function per function, on a Mac's CPU, GPU and Neural Engine.
 
 Not verified on hardware: written from coremltools 9.0's source and tested against a stand-in for it. The package takes
-an RGB image named `frame`, so Pillow is needed too.
+an RGB image named `frame`, so Pillow is needed too. Everywhere else there is REFERENCE, which evaluates the program in NumPy:
+never chosen unless it is named, as it is slow, and no device.
 """
 
 import platform
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import metadata
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +19,13 @@ from numpy.typing import NDArray
 
 from tasktok_edge.bundle import Bundle
 from tasktok_edge.errors import DeviceError
-from tasktok_edge.runtimes.engine import Device, DeviceKind, first_line, missing
+from tasktok_edge.runtimes.engine import Device, DeviceKind, first_line, missing, quiet
+from tasktok_edge.runtimes.evaluator import Evaluator
+from tasktok_edge.runtimes.mlprogram import Package
 
 TARGET: Literal["coreml"] = "coreml"
 EXTRA = "coreml"
+REFERENCE = "REFERENCE"
 MACOS = 14  # the oldest that runs iOS 17 programs
 # Core ML takes a set of units, not one: GPU and Neural Engine always come with the CPU for what they cannot do.
 UNITS: dict[DeviceKind, tuple[str, str]] = {
@@ -30,14 +37,18 @@ UNITS: dict[DeviceKind, tuple[str, str]] = {
 
 def _coremltools() -> Any:
     try:
-        import coremltools
+        with quiet():
+            import coremltools
     except ImportError as error:
         raise missing("coremltools", EXTRA, error) from None
     return coremltools
 
 
 def version() -> str:
-    return str(_coremltools().__version__)
+    try:
+        return metadata.version("coremltools")
+    except metadata.PackageNotFoundError as error:
+        raise missing("coremltools", EXTRA, error) from None
 
 
 def _why_not() -> str | None:
@@ -51,19 +62,28 @@ def _why_not() -> str | None:
 
 def devices() -> list[Device]:
     reason = _why_not()
+    evaluator = Device(TARGET, "cpu", REFERENCE, "the program evaluated in NumPy, to check it", by_name_alone=True)
+    if find_spec("coremltools") is None:  # which has the format's description
+        evaluator = replace(evaluator, usable=False, reason=f'coremltools is missing: pip install "tasktok-edge[{EXTRA}]"')
     if reason is not None:
-        return [Device(TARGET, kind, unit, "-", usable=False, reason=reason) for kind, (unit, _) in UNITS.items()]
+        units = [Device(TARGET, kind, unit, "-", usable=False, reason=reason) for kind, (unit, _) in UNITS.items()]
+        return [*units, evaluator]
     compute = _coremltools().models.compute_device
     here = {type(d).__name__ for d in compute.MLComputeDevice.get_all_compute_devices()}
-    return [
+    found = [
         Device(TARGET, kind, unit, name, name in here, None if name in here else "Core ML lists no such device")
         for kind, (unit, name) in UNITS.items()
     ]
+    return [*found, evaluator]
 
 
-def open(bundle: Bundle, device: Device, *, threads: int | None, tasks: Sequence[str]) -> "CoreMlRunning":  # noqa: A001
+def open(  # noqa: A001
+    bundle: Bundle, device: Device, *, threads: int | None, tasks: Sequence[str]
+) -> "CoreMlRunning | ReferenceRunning":
     if not device.usable:
         raise DeviceError(device.reason)
+    if device.native == REFERENCE:
+        return ReferenceRunning(bundle, tasks=tasks)
     return CoreMlRunning(bundle, device, tasks=tasks)  # Core ML has no setting for threads
 
 
@@ -128,3 +148,42 @@ class CoreMlRunning:
 
     def close(self) -> None:
         self._models.clear()
+
+
+class ReferenceRunning:
+    """The package's functions in NumPy: what the program says, not what a device makes of it."""
+
+    def __init__(self, bundle: Bundle, *, tasks: Sequence[str]) -> None:
+        self._functions = {f.name: f for f in bundle.manifest.functions if f.task in tasks}
+        (file,) = {f.file for f in self._functions.values()}
+        self._package = Package(bundle.path / file)
+        self._ready: dict[str, Evaluator] = {}
+        self.effective_precision, self.effective_device = bundle.manifest.precision, REFERENCE
+
+    def evaluator(self, function: str) -> Evaluator:
+        if function not in self._ready:
+            self._ready[function] = Evaluator(self._package.function(self._functions[function].entry))
+        return self._ready[function]
+
+    def run(self, functions: tuple[str, ...], batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        found: dict[str, NDArray[Any]] = {}
+        for function in functions:
+            outputs = self.evaluator(function)({"frame": self._package.image(self._functions[function].entry, batch)})
+            for spec in self._functions[function].outputs:
+                if spec.name not in outputs:
+                    raise DeviceError(f"{function} gives {', '.join(outputs)}, not {spec.name}")
+                found[spec.name] = outputs[spec.name].astype(np.float32)
+        return found
+
+    def placement(self, functions: tuple[str, ...]) -> dict[str, int]:
+        """Count the operators by the type that the first of their results is rounded to."""
+        operators = [o for f in functions for o in self.evaluator(f).function.operators]
+        found = Counter(f"{REFERENCE}, {o.results[0].dtype.lower()}" for o in operators)
+        return dict(found.most_common())
+
+    def native(self, function: str, batch: NDArray[np.uint8]) -> Callable[[], object]:
+        """The bare call: what bench holds the shim against."""
+        return lambda: self.run((function,), batch)
+
+    def close(self) -> None:
+        self._ready.clear()

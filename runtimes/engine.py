@@ -1,6 +1,8 @@
 """What the shim asks of an engine. Each engine is a module with these functions; there is no base class."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -15,7 +17,10 @@ DeviceKind = Literal["cpu", "gpu", "npu"]
 
 @dataclass(frozen=True)
 class Device:
-    """A device as one engine sees it. `native` is the engine's own name of it, `reason` why it cannot be used."""
+    """A device as one engine sees it. `native` is the engine's own name of it, `reason` why it cannot be used.
+
+    `by_name_alone`: "auto" and "cpu" never mean it.
+    """
 
     engine: str
     kind: DeviceKind
@@ -23,6 +28,7 @@ class Device:
     full_name: str
     usable: bool = True
     reason: str | None = None
+    by_name_alone: bool = False
 
 
 def not_installed(target: str, error: PackageError) -> Device:
@@ -91,6 +97,17 @@ class Engine(Protocol):
 def missing(package: str, extra: str, error: ImportError) -> PackageError:
     """Make the error for an engine that cannot be imported."""
     return PackageError(f'{package} cannot be imported ({error}): pip install "tasktok-edge[{extra}]"')
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what a library tells of itself when it is imported (untested versions, absent optional parts) out of the log."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def first_line(error: BaseException) -> str:

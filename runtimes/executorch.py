@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tasktok_edge.bundle import Bundle
 from tasktok_edge.errors import DeviceError
-from tasktok_edge.runtimes.engine import Device, DeviceKind, first_line, missing
+from tasktok_edge.runtimes.engine import Device, DeviceKind, first_line, missing, quiet
 
 TARGET: Literal["executorch"] = "executorch"
 EXTRA = "executorch"
@@ -30,7 +30,8 @@ OTHERS: dict[str, tuple[DeviceKind, str]] = {
 
 def _runtime() -> Any:
     try:
-        import executorch.runtime as runtime
+        with quiet():
+            import executorch.runtime as runtime
     except ImportError as error:
         raise missing("executorch", EXTRA, error) from None
     return runtime

@@ -41,10 +41,10 @@ class Report:
     def chosen(self) -> Trial | None:
         return next((t for t in self.trials if t.verdict == "chosen"), None)
 
-    def pick(self, policy: Policy) -> Trial:
-        """What `device="auto"` takes under a policy; what was chosen where nothing answers rightly."""
-        right = [t for t in self.trials if t.verdict in ("chosen", "proven")]
-        return min(right, key=lambda t: _rank(t, policy))
+    def pick(self, policy: Policy) -> Trial | None:
+        """What `device="auto"` takes under a policy of what was tried; None where that is nothing."""
+        right = [t for t in self.trials if t.verdict in ("chosen", "proven") and not t.device.by_name_alone]
+        return min(right, key=lambda t: _rank(t, policy), default=None)
 
     def __str__(self) -> str:
         lines = [f"{self.bundle} on {self.engine} {self.engine_version}", *self.notes]
@@ -125,7 +125,7 @@ def select(
     Raises DeviceError where no device answers rightly, PackageError where no engine is installed.
     """
     found = _candidates(bundles, engines)
-    asked = [c for c in found if device in ("auto", c.device.kind) or device.lower() == c.device.native.lower()]
+    asked = [c for c in found if _is_asked(c.device, device)]
     if not any(c.device.usable for c in asked):
         kinds = " or ".join(dict.fromkeys(b.manifest.target for b in bundles))
         there = _what_there_is([c.device for c in found])
@@ -142,6 +142,10 @@ def select(
     if keep:
         remember(key, trials)
     return candidate.bundle, running, _report(candidate, policy, trials, remembered=False)
+
+
+def _is_asked(device: Device, word: str) -> bool:
+    return word.lower() == device.native.lower() or (word in ("auto", device.kind) and not device.by_name_alone)
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,8 @@ def _tried(
             if not c.device.usable:
                 trials.append(Trial(c.device, "unusable", c.device.reason, bundle=name))
             elif c not in asked:
-                trials.append(Trial(c.device, "skipped", f"device {device!r} was asked for", bundle=name))
+                why = "used only where it is named" if c.device.by_name_alone else f"device {device!r} was asked for"
+                trials.append(Trial(c.device, "skipped", why, bundle=name))
             else:
                 trial, running = _try(c, golden[c.bundle.sha256], tasks=tasks, threads=threads)
                 if running is not None:
@@ -338,6 +343,6 @@ def _named(device: str) -> str:
 
 
 def _what_there_is(found: Sequence[Device]) -> str:
-    usable = [f"{d.kind} ({d.native})" for d in found if d.usable]
+    usable = [f"{d.kind} ({d.native}{', where it is named' if d.by_name_alone else ''})" for d in found if d.usable]
     without = [f"{d.kind} ({d.native}): {d.reason}" for d in found if not d.usable]
     return f"There is: {', '.join(usable) or 'none'}" + (f". Not usable: {'; '.join(without)}" if without else "")

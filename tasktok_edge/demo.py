@@ -17,7 +17,7 @@ from tasktok_edge.picture import before_after
 from tasktok_edge.progress import Doing
 from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import Session, load
-from tasktok_edge.validate import Judgement, check_answers_scenes, judge
+from tasktok_edge.validate import Judgement, check_answers_scenes, judge, judging_device
 
 SERVER = "scenes-server"
 PICTURE_FRAMES = 4
@@ -59,7 +59,8 @@ def run_demo(
     assert judgement is not None
     selected = {task: (config.tokenizer.tokens, model.model.switch.selected(task)) for task in tasks}
     outcome = Outcome(exported, judgement, selected)
-    sessions = {path.name: load(path, proof="measured", threads=threads) for path in here}
+    devices = [path for path in here if judging_device(path) == "auto"]  # the reference evaluator has no speed to tell of
+    sessions = {path.name: load(path, proof="measured", threads=threads) for path in devices}
     shown = list(held_out(PICTURE_FRAMES))
     for task in tasks:
         yield Doing(f"latency, {task}")

@@ -25,6 +25,7 @@ from tasktok_edge.reference import Reference, golden_answers
 from tasktok_edge.runtimes import Session, load
 from tasktok_edge.runtimes.selection import peak_of, psnr_db
 from tasktok_edge.staging import stage
+from tasktok_edge.validate import judging_device
 
 PARITY_FRAMES = 16
 LARGE_MACS = 10_000_000_000  # multiply-adds from which a frame takes seconds: one golden frame then, and fewer for parity
@@ -105,7 +106,7 @@ def measure_parity(folder: Path, checkpoint: Checkpoint, *, n_frames: int = PARI
     agreement: dict[str, float] = {}
     try:
         for tokens in (None, *manifest.budgets):
-            with load(folder, proof="measured", tokens=tokens) as session:
+            with load(folder, judging_device(folder), proof="measured", tokens=tokens) as session:
                 found, agreed = _compared(session, Reference(model), frames)
                 figures |= found
                 agreement = {task: min(agreement.get(task, 1.0), share) for task, share in agreed.items()}

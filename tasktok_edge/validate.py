@@ -1,5 +1,6 @@
 """Server and device on the same held-out frames: how well each does every task, and how much was won back."""
 
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from tasktok_edge.bundle import read_bundle
 from tasktok_edge.data.heldout import HeldOut, held_out
 from tasktok_edge.errors import UsageError
 from tasktok_edge.metrics import METRIC_NAMES, same_answer, score
@@ -93,13 +95,22 @@ def judge(
         wanted = yield from ask(f"{student.config.preset} in PyTorch", Reference(student).predict, degraded, tasks)
         found.others[student.config.preset] = rate(student.config.preset, wanted, held)
     for bundle in bundles:
-        with load(bundle, device, proof="measured", threads=threads, tokens=tokens) as session:
+        where = judging_device(bundle) if device == "auto" else device
+        with load(bundle, where, proof="measured", threads=threads, tokens=tokens) as session:
             name = session.bundle.manifest.name
             answers = yield from ask(f"{name} on {session.device.native}", session.predict, degraded, session.tasks)
             found.device[name] = rate(name, answers, held)
             if same_as is not None:
                 found.agreement[name] = agreement(answers, wanted)
     yield found
+
+
+def judging_device(bundle: Path) -> str:
+    """What a bundle is judged on here: the best device, or off macOS the reference evaluator of Core ML's programs."""
+    if sys.platform == "darwin":
+        return "auto"
+    with read_bundle(bundle) as read:
+        return "reference" if read.manifest.target == "coreml" else "auto"
 
 
 def check_answers_scenes(model: TaskTok) -> None:
