@@ -4,7 +4,7 @@ The package is built on any system; only macOS runs it. What is checked here is 
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import coremltools as ct
@@ -25,22 +25,18 @@ def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precis
     `int8` has weights and activations of int8 layers as codes, with operators of iOS 17 and 18, and fp16 between the layers.
     """
     size = model.config.image_size
-    image = torch.zeros(1, 3, size, size)
     compute = ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16
     joined = ct.utils.MultiFunctionDescriptor()
-    whole = Deployed(model, functions, image_input=True).eval()
-    whole = in_codes(whole, "int8") if precision == "int8" else whole
     with tempfile.TemporaryDirectory(dir=folder) as scratch:  # beside the result: /tmp may be small, or memory
-        for i, function in enumerate(functions, 1):
+        for i, (function, exported) in enumerate(graphs(model, functions, precision=precision), 1):
             say(f"converting {function.name}, {i} of {len(functions)}")
-            exported = torch.export.export(whole.only(function), (image,)).run_decompositions({})
             names = output_names(function, model.config.tasks[function.task].kind)
             package = ct.convert(
                 exported,
                 convert_to="mlprogram",
                 minimum_deployment_target=TARGET,
                 compute_precision=compute,
-                inputs=[ct.ImageType("frame", image.shape, scale=1 / 255, color_layout=ct.colorlayout.RGB)],
+                inputs=[ct.ImageType("frame", (1, 3, size, size), scale=1 / 255, color_layout=ct.colorlayout.RGB)],
                 outputs=[ct.TensorType(name) for name in names],
             )
             path = str(Path(scratch) / f"{function.entry}.mlpackage")
@@ -52,6 +48,17 @@ def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precis
     faults = _structure_faults(folder, functions, kinds={t: c.kind for t, c in model.config.tasks.items()}, size=size)
     if faults:
         raise VerdictError(f"the saved package is not what was asked for: {'; '.join(faults)}")
+
+
+def graphs(
+    model: TaskTok, functions: Sequence[Function], *, precision: str
+) -> Iterator[tuple[Function, torch.export.ExportedProgram]]:
+    """Give each function's graph as the converter gets it: an image (1, 3, S, S) in [0, 1] in, the outputs out."""
+    size = model.config.image_size
+    whole = Deployed(model, functions, image_input=True).eval()
+    whole = in_codes(whole, "int8") if precision == "int8" else whole
+    for function in functions:
+        yield function, torch.export.export(whole.only(function), (torch.zeros(1, 3, size, size),)).run_decompositions({})
 
 
 def _structure_faults(folder: Path, functions: Sequence[Function], *, kinds: dict[str, str], size: int) -> list[str]:

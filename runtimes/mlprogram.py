@@ -143,6 +143,8 @@ class Package:
                     given.append(known[one.name] if one.name in known else Reference(one.name))
                 else:
                     raise DeviceError(f"{operation.type} reads {one.name}, which nothing computes before it")
+        # The older operators for compressed weights have theirs as attributes.
+        arguments |= {name: [self._value(value)] for name, value in operation.attributes.items() if name != "name"}
         return Operator(operation.type, arguments, tuple(self._typed(one) for one in operation.outputs))
 
     def _typed(self, named: Any) -> Typed:

@@ -261,6 +261,7 @@ def run(arguments: list[str]) -> int:
     """Run a command and give its exit code: 0 done, 2 wrong use, 3 verdict failed, 4, 5, 130."""
     from tasktok_edge.apps.restore import restore_command
     from tasktok_edge.cli_checkpoints import convert_command, inspect_command
+    from tasktok_edge.cli_diagnose import diagnose_command
     from tasktok_edge.cli_quantize import quantize_command
     from tasktok_edge.cli_sign import keys_command, sign_command
     from tasktok_edge.cli_train import greedy_command, train_command
@@ -272,6 +273,7 @@ def run(arguments: list[str]) -> int:
         "train": train_command,
         "greedy": greedy_command,
         "quantize": quantize_command,
+        "diagnose": diagnose_command,
         "devices": devices_command,
         "run": restore_command,
         "keys": keys_command,
