@@ -22,7 +22,7 @@ from tasktok_edge.metrics import same_answer
 from tasktok_edge.model.checkpoint import Checkpoint
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.reference import Reference, golden_answers
-from tasktok_edge.runtimes import Session, load
+from tasktok_edge.runtimes import Answer, Session, load
 from tasktok_edge.runtimes.selection import peak_of, psnr_db
 from tasktok_edge.staging import stage
 from tasktok_edge.validate import judging_device
@@ -129,6 +129,13 @@ def measure_parity(folder: Path, checkpoint: Checkpoint, *, n_frames: int = PARI
     )
 
 
+def _same(session: Session, frame: NDArray[np.uint8], task: str, wanted: Answer) -> bool:
+    try:
+        return same_answer(session.predict(frame, task), wanted)
+    except DeviceError:  # NaN or infinity, whose PSNR tells the rest
+        return False
+
+
 def _compared(
     session: Session, reference: Reference, frames: Sequence[NDArray[np.uint8]]
 ) -> tuple[dict[str, float], dict[str, float]]:
@@ -146,5 +153,5 @@ def _compared(
                 want = wanted[output.name]
                 worst[spec.name] = min(worst[spec.name], psnr_db(found[output.name], want, peak_of(spec.kind, want)))
         for task in agreed:
-            agreed[task] += same_answer(session.predict(whole, task), reference.predict(whole, task, tokens))
+            agreed[task] += _same(session, whole, task, reference.predict(whole, task, tokens))
     return {name: float(figure) for name, figure in worst.items()}, {t: n / len(frames) for t, n in agreed.items()}

@@ -380,3 +380,30 @@ def error(found: tuple[Array, ...], wanted: Tensor | tuple[Tensor, ...]) -> floa
         want = b.double().numpy()
         worst = max(worst, float(np.abs(a.astype(np.float64) - want).max() / max(np.abs(want).max(), 1e-6)))
     return worst
+
+
+def main() -> None:
+    """Print how far each operator was from PyTorch at worst, over as many random cases as the command line says."""
+    import logging
+    import sys
+    import tempfile
+
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    logging.disable(logging.WARNING)
+    n = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    table = Table("operator", "cases", "largest error", title="the evaluator against PyTorch, relative to the largest value")
+    for name in track(CASES, "operators", console=Console(stderr=True)):
+        worst = 0.0
+        for seed in range(n):
+            case = CASES[name](np.random.default_rng(seed))
+            with tempfile.TemporaryDirectory() as folder:
+                worst = max(worst, error(evaluated(name, case, Path(folder)), case.wanted))
+        table.add_row(name, str(n), f"{worst:.1e}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

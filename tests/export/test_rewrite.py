@@ -131,10 +131,9 @@ def test_official_parts_pass_every_converter(target: Target, tmp_path: Path) -> 
     loaded = load_checkpoint(tmp_path / "ckpt")
     done = export_verified(loaded, target, tmp_path / "out", tasks=("seg",), precision="fp32")
     parity = done.manifest.parity
-    assert parity.status == ("not_run" if target == "coreml" else "passed"), parity
+    assert parity.status == "passed", parity
     assert done.manifest.input.resize == "bicubic" and [f.name for f in done.manifest.functions] == ["restore/seg"]
-    if target != "coreml":
-        assert parity.psnr_db["restore/seg"] > 100
+    assert parity.psnr_db["restore/seg"] > 100
 
 
 def test_the_published_forward_is_the_model() -> None:

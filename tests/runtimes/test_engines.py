@@ -299,6 +299,7 @@ def test_coreml_calls_coremltools_as_its_source_has_it(tmp_path: Path, monkeypat
             ("npu", "chosen"),
             ("gpu", "unusable"),
             ("cpu", "proven"),
+            ("cpu", "skipped"),  # the reference evaluator, which nobody named
         ]
         assert ("model.mlpackage", real.ComputeUnit.CPU_AND_NE, "restore_seg") in opened
         raw = session.run_raw(("predict/det",), frames(1))

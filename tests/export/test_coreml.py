@@ -1,0 +1,159 @@
+"""Core ML's packages: evaluated on this machine, and what an exporter could get wrong is found and named."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tasktok_edge.diagnose import diagnose
+from tasktok_edge.errors import DeviceError, UsageError
+from tasktok_edge.export import coreml
+from tasktok_edge.export.graph import Deployed, Function
+from tasktok_edge.manifest import Precision
+from tasktok_edge.model.checkpoint import load_checkpoint
+from tasktok_edge.model.tasktok import TaskTok
+from tasktok_edge.parity import Exported, export_verified
+from tasktok_edge.reference import Reference
+from tasktok_edge.runtimes import load
+from tasktok_edge.runtimes.evaluator import Evaluator
+from tasktok_edge.runtimes.mlprogram import Package
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "darwin", reason="there Core ML itself is measured")]
+
+
+def export(checkpoint: Path, out: Path, precision: Precision = "fp32", tasks: tuple[str, ...] = ("cls",)) -> Exported:
+    return export_verified(load_checkpoint(checkpoint), "coreml", out, tasks=tasks, precision=precision)
+
+
+@pytest.fixture(scope="module")
+def half(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    done = export(tiny_checkpoint, tmp_path_factory.mktemp("coreml") / "half", "fp16", ("cls", "det"))
+    assert done.manifest.verified and done.manifest.parity.device == "REFERENCE"
+    return done.path
+
+
+def test_it_is_evaluated_only_where_that_is_asked_for(half: Path, tiny_checkpoint: Path) -> None:
+    for device in ("auto", "cpu"):
+        with pytest.raises(
+            DeviceError, match=r"Core ML runs on macOS.*There is|There is: cpu \(REFERENCE, where it is named\)"
+        ):
+            load(half, device)
+    frame = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    reference = Reference(load_checkpoint(tiny_checkpoint).model)
+    with load(half, "reference") as session:
+        assert session.device.native == "REFERENCE" and session.report.pick("latency") is None
+        assert np.abs(session.restore(frame, "det").astype(int) - reference.restore(frame, "det")).max() <= 1
+        assert session.placement("cls")["REFERENCE, float16"] > 20
+        with pytest.raises(DeviceError, match="no function"):
+            session._running._package.function("restore_nothing")  # type: ignore[union-attr]
+
+
+def test_intermediates_are_shown_and_rounded_as_declared(half: Path) -> None:
+    package = Package(half / "model.mlpackage")
+    evaluator = Evaluator(package.function("predict_det"))
+    seen: dict[str, np.dtype] = {}  # type: ignore[type-arg]
+    batch = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    outputs = evaluator(
+        {"frame": package.image("predict_det", batch)}, lambda o, r: seen.update({o.results[0].name: r[0].dtype})
+    )
+    assert list(outputs) == ["predict_det_boxes", "predict_det_scores"] and len(seen) > 40
+    assert {str(dtype) for dtype in seen.values()} == {"float16", "float32"}  # the scaling of the image is in 32 bits
+
+
+def test_diagnose_finds_nothing_in_what_is_right(half: Path, tiny_checkpoint: Path) -> None:
+    loaded = load_checkpoint(tiny_checkpoint)
+    found = diagnose(half, loaded, loaded.model)
+    assert [d.function for d in found] == ["restore/cls", "predict/cls", "restore/det", "predict/det"]
+    for one in found:
+        assert one.first is None and not one.notes
+        assert len(one.compared) > 0.7 * len(one.steps)
+    with pytest.raises(UsageError, match="did you mean 'restore/cls'"):
+        diagnose(half, loaded, loaded.model, ["restore/clt"])
+
+
+class Transposed(Deployed):
+    """The tokens' axes exchanged on the way to the decoder."""
+
+    def __init__(self, model: TaskTok, functions: Sequence[Function], **kind: bool) -> None:
+        super().__init__(model, functions, **kind)  # type: ignore[arg-type]
+        for switch in self.switches.values():
+            switch.register_forward_hook(lambda _, __, z: z.transpose(1, 2).reshape(z.shape))
+
+
+class Large(Deployed):
+    """Pixels on their way past what 16 bits hold, and back."""
+
+    def _image(self, frame: Tensor) -> Tensor:
+        return super()._image((frame + 1) * 1e5) * 1e-5
+
+
+class Confused(Deployed):
+    """Asked for one task, it takes the tokens of another."""
+
+    def only(self, function: Function) -> Deployed:
+        part = super().only(function)
+        other = next(task for task in ("cls", "seg", "det") if task != function.task)
+        part.switches[function.choice] = self.model_of.static_switch(other)
+        return part
+
+    def __init__(self, model: TaskTok, functions: Sequence[Function], **kind: bool) -> None:
+        super().__init__(model, functions, **kind)  # type: ignore[arg-type]
+        self.__dict__["model_of"] = model
+
+
+def stale(model: TaskTok) -> TaskTok:
+    old = deepcopy(model)
+    with torch.no_grad():
+        old.refiner.conv_in.weight.mul_(0.5)
+    return old
+
+
+def _faulty(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fault == "scale":
+        whole = coreml.ct.ImageType
+        monkeypatch.setattr(coreml.ct, "ImageType", lambda *a, **k: whole(*a, **{**k, "scale": 1.0}))
+    elif fault == "stale":
+        graphs: Callable[..., Iterator[object]] = coreml.graphs
+        monkeypatch.setattr(
+            coreml, "graphs", lambda model, functions, precision: graphs(stale(model), functions, precision=precision)
+        )
+    else:
+        monkeypatch.setattr(coreml, "Deployed", {"transposed": Transposed, "large": Large, "function": Confused}[fault])
+
+
+@pytest.mark.parametrize(
+    ("fault", "precision", "named"),
+    [
+        ("transposed", "fp32", "linear"),  # the decoder's first
+        ("scale", "fp32", "transpose"),  # the first at all
+        ("function", "fp32", "gather"),
+        ("large", "fp16", "cast"),
+        ("stale", "fp32", "linear"),
+    ],
+)
+def test_what_an_exporter_gets_wrong_fails_and_is_named(
+    fault: str, precision: Precision, named: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        _faulty(fault, patched)
+        done = export(tiny_checkpoint, tmp_path / "b", precision)
+    assert done.manifest.parity.status == "failed", done.manifest.parity
+    loaded = load_checkpoint(tiny_checkpoint)
+    (found,) = diagnose(done.path, loaded, loaded.model, ["restore/cls"])
+    assert found.first is not None and found.first.operator == named
+
+
+def test_a_failed_verdict_exits_3(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasktok_edge.cli import run
+
+    _faulty("scale", monkeypatch)
+    words = ["export", "--target", "coreml", "--task", "cls", "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path)]
+    assert run(words) == 3
+    (bundle,) = tmp_path.glob("*-coreml-fp32")
+    monkeypatch.undo()
+    assert run(["diagnose", str(bundle), "--checkpoint", str(tiny_checkpoint), "--function", "predict/cls"]) == 3
