@@ -3,6 +3,7 @@
 The package is built on any system; only macOS runs it. What is checked here is its structure.
 """
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import coremltools as ct
 import torch
 
+from tasktok_edge import __version__
 from tasktok_edge.errors import VerdictError
+from tasktok_edge.export import swift
 from tasktok_edge.export.graph import Deployed, Function, Say, output_names
 from tasktok_edge.export.int8 import in_codes
 from tasktok_edge.model.tasktok import TaskTok
@@ -45,9 +48,27 @@ def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precis
         say("joining the functions")
         joined.default_function_name = functions[0].entry
         ct.utils.save_multifunction(joined, str(folder / FILE))
+    _describe(folder / FILE, model, functions, precision)
+    (folder / swift.FILE).write_text(
+        swift.swift(f"{model.config.preset}, {precision}", model.config, functions), encoding="utf-8"
+    )
     faults = _structure_faults(folder, functions, kinds={t: c.kind for t, c in model.config.tasks.items()}, size=size)
     if faults:
         raise VerdictError(f"the saved package is not what was asked for: {'; '.join(faults)}")
+
+
+def _describe(package: Path, model: TaskTok, functions: Sequence[Function], precision: str) -> None:
+    """Put into the package what Xcode and Finder show of it, and what an app may read: labels and token selections."""
+    spec = ct.utils.load_spec(str(package))
+    about = spec.description.metadata
+    about.shortDescription = f"TaskTok, restoring frames for a task ({model.config.preset}, {precision}, {model.config.level})"
+    about.author = f"tasktok-edge {__version__}"
+    about.license = "see LICENSE beside the package"
+    for function in functions:
+        task, chosen = function.task, model.switch.selected(function.task, function.tokens)
+        about.userDefined[f"tokens.{function.choice}"] = ",".join(map(str, chosen))
+        about.userDefined[f"labels.{task}"] = json.dumps(model.config.tasks[task].labels)
+    (package / "Data" / "com.apple.CoreML" / "model.mlmodel").write_bytes(spec.SerializeToString())
 
 
 def graphs(

@@ -1,5 +1,7 @@
 """Core ML's packages: evaluated on this machine, and what an exporter could get wrong is found and named."""
 
+import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -74,6 +76,31 @@ def test_diagnose_finds_nothing_in_what_is_right(half: Path, tiny_checkpoint: Pa
         assert len(one.compared) > 0.7 * len(one.steps)
     with pytest.raises(UsageError, match="did you mean 'restore/cls'"):
         diagnose(half, loaded, loaded.model, ["restore/clt"])
+
+
+def test_the_package_says_what_it_is(half: Path, tiny_checkpoint: Path) -> None:
+    import coremltools as ct
+
+    about = ct.utils.load_spec(str(half / "model.mlpackage")).description.metadata
+    model = load_checkpoint(tiny_checkpoint).model
+    assert "(tiny, fp16, exact)" in about.shortDescription and about.author and about.license
+    assert json.loads(about.userDefined["labels.cls"]) == list(model.config.tasks["cls"].labels)
+    assert about.userDefined["tokens.det"] == ",".join(map(str, model.switch.selected("det")))
+
+
+def test_the_swift_file_names_what_the_package_has(half: Path) -> None:
+    import coremltools as ct
+
+    text = (half / "Restorer.swift").read_text()
+    described = {
+        f.name: [o.name for o in f.output] for f in ct.utils.load_spec(str(half / "model.mlpackage")).description.functions
+    }
+    cases = dict(re.findall(r'case (\w+) = "(\w+)"', text))
+    assert sorted(cases.values()) == sorted(described)
+    outputs = {case: re.findall(r'"(\w+)"', names) for case, names in re.findall(r"case \.(\w+): return \[(.*)\]", text)}
+    assert {cases[case]: names for case, names in outputs.items()} == described
+    assert 'dictionary: ["frame":' in text and "static let size = 32 " in text
+    assert text.count("{") == text.count("}") and text.count("(") == text.count(")") and text.count("[") == text.count("]")
 
 
 class Transposed(Deployed):
