@@ -16,7 +16,7 @@ import CoreML
 enum RestorerFunction: String, CaseIterable {{
 {cases}
 
-    /// restore: (1, S, S, 3) in 0...1. predict: logits (1, C) or (1, C, S, S); or boxes (1, N, 4), pixels, and scores (1, N, C).
+    /// restore: (1, S, S, 3) in 0...1. predict: logits (1, C) or (1, C, S, S); or boxes (1, N, 4) and scores (1, N, C).
     var outputs: [String] {{
         switch self {{
 {outputs}
