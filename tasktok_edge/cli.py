@@ -266,6 +266,7 @@ def run(arguments: list[str]) -> int:
     from tasktok_edge.cli_sign import keys_command, sign_command
     from tasktok_edge.cli_train import greedy_command, train_command
     from tasktok_edge.runtimes.cli import devices_command
+    from tasktok_edge.runtimes.cli_neural_engine import neural_engine_command
 
     commands: dict[str, Callable[..., None]] = {
         "inspect": inspect_command,
@@ -274,6 +275,7 @@ def run(arguments: list[str]) -> int:
         "greedy": greedy_command,
         "quantize": quantize_command,
         "diagnose": diagnose_command,
+        "neural-engine": neural_engine_command,
         "devices": devices_command,
         "run": restore_command,
         "keys": keys_command,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from tasktok_edge.diagnose import diagnose
 from tasktok_edge.errors import DeviceError, UsageError
@@ -20,10 +21,12 @@ from tasktok_edge.manifest import Precision
 from tasktok_edge.model.checkpoint import load_checkpoint
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.parity import Exported, export_verified
-from tasktok_edge.reference import Reference
+from tasktok_edge.reference import Reference as PyTorch
 from tasktok_edge.runtimes import load
 from tasktok_edge.runtimes.evaluator import Evaluator
-from tasktok_edge.runtimes.mlprogram import Package
+from tasktok_edge.runtimes.mlprogram import Function as MilFunction
+from tasktok_edge.runtimes.mlprogram import Operator, Package, Reference, Typed
+from tasktok_edge.runtimes.neural_engine import expected
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "darwin", reason="there Core ML itself is measured")]
 
@@ -46,7 +49,7 @@ def test_it_is_evaluated_only_where_that_is_asked_for(half: Path, tiny_checkpoin
         ):
             load(half, device)
     frame = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    reference = Reference(load_checkpoint(tiny_checkpoint).model)
+    reference = PyTorch(load_checkpoint(tiny_checkpoint).model)
     with load(half, "reference") as session:
         assert session.device.native == "REFERENCE" and session.report.pick("latency") is None
         assert np.abs(session.restore(frame, "det").astype(int) - reference.restore(frame, "det")).max() <= 1
@@ -101,6 +104,43 @@ def test_the_swift_file_names_what_the_package_has(half: Path) -> None:
     assert {cases[case]: names for case, names in outputs.items()} == described
     assert 'dictionary: ["frame":' in text and "static let size = 32 " in text
     assert text.count("{") == text.count("}") and text.count("(") == text.count(")") and text.count("[") == text.count("]")
+
+
+def test_where_operators_are_expected_is_by_rules_and_multiply_adds_are_right(half: Path, tiny_checkpoint: Path) -> None:
+    package = Package(half / "model.mlpackage")
+    ((_, exported),) = coreml.graphs(load_checkpoint(tiny_checkpoint).model, [Function("predict", "det")], precision="fp16")
+    with FlopCounterMode(display=False) as counted:  # which counts the CPU's attention kernel as nought
+        exported.module()(torch.zeros(1, 3, 32, 32))
+    found = expected(package.function("predict_det"))
+    attention = [p.macs for p in found.placed if p.operator == "scaled_dot_product_attention"]
+    assert sum(found.macs().values()) - sum(attention) == counted.get_total_flops() // 2
+    config = load_checkpoint(tiny_checkpoint).model.config
+    tokens, width = config.tokenizer.tokens, config.refiner.width
+    assert 2 * tokens**2 * width in attention  # scores and weighted sums of all the refiner's tokens
+    elsewhere = {p.operator for p in found.placed if p.unit != "Neural Engine"}
+    assert elsewhere == {"gather", "mul"}  # the rows of a task, and the image's scale, which is in 32 bits
+    assert {p.operator for p in found.breaks} == {"gather"}
+    whole = found.placed
+    assert all(source.startswith(("Apple", "community")) for p in whole for _, source in p.rules)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "shape", "unit"),
+    [
+        ("add", "FLOAT16", (1, 8, 4, 64), "Neural Engine"),
+        ("add", "FLOAT32", (1, 8, 4, 64), "GPU"),
+        ("topk", "FLOAT16", (1, 8), "CPU"),
+        ("cast", "INT32", (1, 8), "CPU"),
+        ("add", "FLOAT16", (1, 2, 3, 4, 5, 6), "CPU"),
+        ("add", "FLOAT16", (1, 8, 4, 20000), "GPU"),
+        ("gather", "FLOAT16", (1, 8), "unsure"),
+        ("gather", "FLOAT32", (1, 8), "GPU"),
+    ],
+)
+def test_the_rules(kind: str, dtype: str, shape: tuple[int, ...], unit: str) -> None:
+    operator = Operator(kind, {"x": [Reference("x")]}, (Typed("y", dtype, shape),))
+    (placed,) = expected(MilFunction("f", (Typed("x", "FLOAT16", shape),), (operator,), ("y",))).placed
+    assert placed.unit == unit and placed.macs == 0
 
 
 class Transposed(Deployed):
