@@ -20,7 +20,7 @@ from rich.table import Column, Table
 from tasktok_edge.bench import Comparison, Ratio, machine
 from tasktok_edge.demo import Outcome
 from tasktok_edge.manifest import Parity
-from tasktok_edge.parity import MIN_AGREEMENT, Exported
+from tasktok_edge.parity import Exported, least_agreement
 from tasktok_edge.validate import Judgement, Scores, won_back
 
 LOG_EVERY_S = 20
@@ -148,7 +148,7 @@ def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[s
         table.add_row(name, _size(e.bytes), str(len(e.manifest.functions)), worst, agreed, *cells)
         if parity.status == "failed":
             failed.append(f"{name}: {parity.reason}")
-        least = MIN_AGREEMENT[e.manifest.precision]
+        least = least_agreement(e.manifest)
         if same and min(same.values()) < least:
             failed.append(f"{name}: same answers on {min(same.values()):.1%} of frames, {least:.1%} asked")
     server = {task: figures["scenes-server"].p50_ms for task, figures in outcome.latency.items()}
