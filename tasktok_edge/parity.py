@@ -34,8 +34,8 @@ LARGE_PARITY_FRAMES = 2
 # then, every layer behind carries that on, and the border of a mask moves.
 MIN_AGREEMENT: dict[str, float] = {"fp32": 0.995, "fp16": 0.995, "int8": 0.9}
 # Core ML's int8 programs have fp16 between the layers, which keeps a large code's value to an eighth of a code: more of them
-# move than where 32 bits lie between. 74 % of masks were the same to 99.5 % of their pixels (99.6 % of all pixels were), and 96 % or
-# more of labels and boxes; accuracy was PyTorch's.
+# move than where 32 bits lie between. 74 % of masks were the same to 99.5 % of their pixels (99.6 % of all pixels were), and
+# 96 % or more of labels and boxes; accuracy was PyTorch's.
 MIN_AGREEMENT_COREML_INT8 = 0.6
 
 
