@@ -18,6 +18,8 @@ from tasktok_edge.runtimes.mlprogram import DTYPES, Constant, Function, Operator
 Array = NDArray[Any]
 Watch = Callable[[Operator, tuple[Array, ...]], None]
 FLOATS = ("FLOAT16", "FLOAT32")
+# What comes of parameters that no converter writes, but a damaged or hostile program may hold.
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError, UnknownUseError)
 
 
 class Evaluator:
@@ -44,10 +46,11 @@ class Evaluator:
 
     def _ready(self, several: list[Constant | Reference]) -> list[Any]:
         """Constants as the operators take them: floats in 32 bits."""
-        return [
-            self._fixed.get(one.name, one) if isinstance(one, Reference) else one if isinstance(one, str) else _wide(one)
-            for one in several
-        ]
+        ready: list[Any] = []
+        for one in several:
+            known = self._fixed.get(one.name, one) if isinstance(one, Reference) else one
+            ready.append(_wide(known) if isinstance(known, np.ndarray) else known)
+        return ready
 
     def __call__(self, inputs: Mapping[str, Array], watch: Watch | None = None) -> dict[str, Array]:
         """Give the outputs by name, each in its declared type; `watch` is shown every operator and what it made."""
@@ -72,7 +75,7 @@ def _apply(operator: Operator, given: Mapping[str, list[Any]], values: Mapping[s
     try:
         with np.errstate(all="ignore"):  # overflow shows in the result
             found = OPERATORS[operator.type](**arguments)
-    except (TypeError, ValueError, IndexError, KeyError, UnknownUseError) as error:
+    except FAULTS as error:
         raise DeviceError(f"{operator.type} ({operator.results[0].name}): {error}") from None
     results = found if isinstance(found, tuple) else (found,)
     if len(results) != len(operator.results):
