@@ -1,7 +1,7 @@
 """A model in, a bundle out. One module a target; a new one is one file and one line here."""
 
 from importlib import import_module, metadata
-from typing import Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 from tasktok_edge.errors import PackageError, unknown_word
 
@@ -22,11 +22,11 @@ PACKAGES: dict[Target, tuple[str, ...]] = {
 
 
 class Exporter(Protocol):
-    """What every target's module has: FILE, the engine's file in the bundle, and `build`."""
+    """What every target's module has: `build`, which takes the target's own options and tells where each function lies."""
 
-    FILE: str
-
-    def build(self, model: object, functions: object, folder: object, *, precision: str, say: object) -> None: ...
+    def build(
+        self, model: object, functions: object, folder: object, *, precision: str, say: object, **options: str
+    ) -> dict[Any, Any]: ...
 
 
 def targets(word: str) -> list[Target]:

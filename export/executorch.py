@@ -10,7 +10,7 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
 from torch import Tensor, nn
 
-from tasktok_edge.export.graph import Deployed, Function, Say
+from tasktok_edge.export.graph import Deployed, Function, Place, Say, in_one
 from tasktok_edge.export.int8 import in_codes
 from tasktok_edge.export.rewrite import CrossDecoder, FoldedBlock, sharing_copy, split_linear
 from tasktok_edge.model.tasktok import TaskTok
@@ -81,11 +81,12 @@ def delegated(module: Deployed) -> Deployed:
     return module
 
 
-def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str, say: Say) -> None:
+def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str, say: Say) -> dict[Function, Place]:
     """Lower every function and write `model.pte`; `fp16` computes in fp16, as XNNPACK's kernels do on phones."""
     edge = lower(model, functions, precision=precision, say=say)
     with (folder / FILE).open("wb") as stream:
         edge.to_executorch().write_to_file(stream)
+    return in_one(FILE, functions)
 
 
 def lower(model: TaskTok, functions: Sequence[Function], *, precision: str, say: Say) -> EdgeProgramManager:

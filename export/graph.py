@@ -41,6 +41,18 @@ class Function(NamedTuple):
         return self.entry.removeprefix(f"{self.kind}_")
 
 
+class Place(NamedTuple):
+    """Where a bundle has a function: the engine's file, and the engine's own name of the function."""
+
+    file: str
+    entry: str
+
+
+def in_one(file: str, functions: Sequence[Function]) -> dict[Function, Place]:
+    """All of them in the same file, under their usual names."""
+    return {function: Place(file, function.entry) for function in functions}
+
+
 def functions_of(tasks: Sequence[str], budgets: Sequence[int] = ()) -> list[Function]:
     """Both functions of each task, in the order in which artifacts list them: its own selection, then each budget."""
     return [Function(kind, task, n) for task in tasks for n in (None, *budgets) for kind in ("restore", "predict")]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 
-from tasktok_edge.export.graph import Deployed, Function, Say, output_names
+from tasktok_edge.export.graph import Deployed, Function, Place, Say, in_one, output_names
 from tasktok_edge.export.int8 import in_codes
 from tasktok_edge.model.tasktok import TaskTok
 
@@ -19,7 +19,7 @@ OPSET = 20  # the newest that ONNX Runtime, OpenVINO and the mobile providers al
 MAX_INLINE_BYTES = 512 << 20  # one file is handier; a protocol buffer ends at 2 GB, and who reads a part of it reads all
 
 
-def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str, say: Say) -> None:
+def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str, say: Say) -> dict[Function, Place]:
     """Write `model.onnx`, large weights in a file beside it; `fp16` stores the weights so and computes in fp32.
 
     `int8` has QuantizeLinear and DequantizeLinear around each int8 layer, of which engines make layers of integers.
@@ -48,6 +48,7 @@ def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precis
     weights = sum(v.const_value.nbytes for v in exported.model.graph.initializers.values() if v.const_value is not None)
     exported.save(folder / FILE, external_data=weights > MAX_INLINE_BYTES)
     onnx.checker.check_model(folder / FILE, full_check=True)
+    return in_one(FILE, functions)
 
 
 def store_in_fp16(model: ir.Model, *, only_as_it_is: bool = False) -> None:

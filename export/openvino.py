@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tasktok_edge.export.graph import Deployed, Function, Say, output_names
+from tasktok_edge.export.graph import Deployed, Function, Place, Say, in_one, output_names
 from tasktok_edge.export.int8 import in_codes
 from tasktok_edge.model.tasktok import TaskTok
 
@@ -17,7 +17,7 @@ import openvino as ov  # noqa: E402  # after the line above
 FILE = "model.xml"
 
 
-def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str, say: Say) -> None:
+def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precision: str, say: Say) -> dict[Function, Place]:
     """Convert and write `model.xml` and `model.bin`.
 
     `fp16` stores weights so, the device decides what it computes in; `int8` stores codes, and devices compute in them.
@@ -35,3 +35,4 @@ def build(model: TaskTok, functions: Sequence[Function], folder: Path, *, precis
         output.tensor.set_names({name})
     say("saving")
     ov.save_model(converted, folder / FILE, compress_to_fp16=precision == "fp16")
+    return in_one(FILE, functions)

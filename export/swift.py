@@ -8,13 +8,15 @@ from tasktok_edge.model.config import TaskTokConfig
 FILE = "Restorer.swift"
 
 TEMPLATE = """\
-// {name}: one function a task and kind, weights shared. Needs iOS 18 or macOS 15. Generated from manifest.json.
+// {name}: {packages}. Needs iOS {ios} or macOS {macos}. Generated from manifest.json.
 import AVFoundation
 import CoreImage
 import CoreML
 
 enum RestorerFunction: String, CaseIterable {{
 {cases}
+
+    var package: String {{ "{package}" }}
 
     /// restore: (1, S, S, 3) in 0...1. predict: logits (1, C) or (1, C, S, S); or boxes (1, N, 4) and scores (1, N, C).
     var outputs: [String] {{
@@ -39,8 +41,7 @@ final class Restorer: NSObject, AVCaptureVideoDataOutputSampleBufferDelegate {{
     init(package: URL, function: RestorerFunction, units: MLComputeUnits = .all) async throws {{
         let configuration = MLModelConfiguration()
         configuration.computeUnits = units
-        configuration.functionName = function.rawValue
-        let compiled = try await MLModel.compileModel(at: package)
+{choice}        let compiled = try await MLModel.compileModel(at: package)
         self.model = try await MLModel.load(contentsOf: compiled, configuration: configuration)
         self.function = function
         super.init()
@@ -72,8 +73,16 @@ final class Restorer: NSObject, AVCaptureVideoDataOutputSampleBufferDelegate {{
 """
 
 
-def swift(name: str, config: TaskTokConfig, functions: Sequence[Function]) -> str:
-    """Write the file for a bundle's functions; nothing in it needs to be edited."""
+MACOS = {"16": "13", "17": "14", "18": "15"}  # from iOS 26 on they count alike
+
+
+def swift(name: str, config: TaskTokConfig, functions: Sequence[Function], *, target: str, several: bool) -> str:
+    """Write the file for a bundle's functions; nothing in it needs to be edited.
+
+    `target` is the deployment target, such as iOS18; `several` says whether all functions are in one package.
+    """
+    ios = target.removeprefix("iOS")
+    packages = "one function a task and kind, weights shared" if several else "a package a function, RestorerFunction.package"
     cases, outputs = [], []
     for function in functions:
         names = ", ".join(f'"{one}"' for one in output_names(function, config.tasks[function.task].kind))
@@ -85,6 +94,11 @@ def swift(name: str, config: TaskTokConfig, functions: Sequence[Function]) -> st
         labels.append(f"    static let {_camel(task)} = [{listed}]")
     return TEMPLATE.format(
         name=name,
+        packages=packages,
+        ios=ios,
+        macos=MACOS.get(ios, ios),
+        choice="        configuration.functionName = function.rawValue\n" if several else "",
+        package="model.mlpackage" if several else "\\(rawValue).mlpackage",
         size=config.image_size,
         cases="\n".join(cases),
         outputs="\n".join(outputs),

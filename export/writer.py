@@ -1,7 +1,7 @@
 """Write one bundle: the engine's files, golden frames with the model's answers, manifest, licence, how to load it."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tasktok_edge.bundle import (
     write_manifest,
 )
 from tasktok_edge.export import Target, exporter, package_versions
-from tasktok_edge.export.graph import Function, Say, model_functions, output_names
+from tasktok_edge.export.graph import Function, Place, Say, model_functions, output_names
 from tasktok_edge.manifest import Scheme
 from tasktok_edge.model.checkpoint import SHIPPED, Checkpoint, checkpoint_folder
 from tasktok_edge.model.tasktok import TaskTok
@@ -57,17 +57,17 @@ def write_bundle(
     precision: Precision,
     frames: NDArray[np.uint8],
     answers: dict[str, NDArray[np.float32]],
+    options: Mapping[str, str] | None = None,
     say: Say = lambda _: None,
 ) -> Manifest:
     """Build `target` into `folder`, unverified; `budgets` are numbers of tokens to have functions for beside each task's own.
 
-    `frames` (n, S, S, 3) uint8 with `answers` by output name become golden.
+    `frames` (n, S, S, 3) uint8 with `answers` by output name become golden. `options` are the target's own.
     """
     versions = package_versions(target)
     model = checkpoint.model
     functions = model_functions(model.config, tasks, budgets)
-    module = exporter(target)
-    module.build(model, functions, folder, precision=precision, say=say)
+    places = exporter(target).build(model, functions, folder, precision=precision, say=say, **(options or {}))
     # Half of each number is enough where 45 dB are asked.
     half = precision == "int8"
     write_golden(folder, frames, {n: a.astype(np.float16) for n, a in answers.items()} if half else answers)
@@ -83,7 +83,7 @@ def write_bundle(
         input=Preprocessing(size=model.config.image_size, resize=model.config.resize),
         tasks={task: _task_spec(model, task) for task in tasks},
         quantization=_schemes(model, tasks),
-        functions=[_function_spec(model, f, module.FILE, answers) for f in functions],
+        functions=[_function_spec(model, f, places[f], answers) for f in functions],
         parity=Parity(
             status="not_run",
             floor_db=floor_db(model, precision),
@@ -135,15 +135,15 @@ def _task_spec(model: TaskTok, task: str) -> TaskSpec:
     )
 
 
-def _function_spec(model: TaskTok, function: Function, file: str, answers: dict[str, NDArray[np.float32]]) -> FunctionSpec:
+def _function_spec(model: TaskTok, function: Function, place: Place, answers: dict[str, NDArray[np.float32]]) -> FunctionSpec:
     names = output_names(function, model.config.tasks[function.task].kind)
     return FunctionSpec(
         name=function.name,
         kind=function.kind,
         task=function.task,
         tokens=function.tokens,
-        file=file,
-        entry=function.entry,
+        file=place.file,
+        entry=place.entry,
         outputs=tuple(TensorSpec(name=n, shape=(1, *answers[n].shape[1:]), dtype="float32") for n in names),
     )
 

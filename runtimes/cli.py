@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -11,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tasktok_edge.errors import TaskTokEdgeError
-from tasktok_edge.runtimes import devices, load
+from tasktok_edge.runtimes import Session, devices, load
 from tasktok_edge.runtimes.engine import Device, Trial
+from tasktok_edge.runtimes.neural_engine import expectations
 from tasktok_edge.runtimes.selection import Policy, Report
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -41,17 +43,32 @@ def devices_command(
         return
     with load(bundles, device, remember=False, public_key=public_key) as session:
         report, placed = session.report, session.placement(session.tasks[0])
+        expected = _expected(session)
     by_policy = {policy: report.pick(policy) for policy in get_args(Policy)}
     if as_json:
         picks = {policy: [t.bundle, t.device.native] if t else None for policy, t in by_policy.items()}
-        print(json.dumps({**report_json(report), "auto": picks, "placement": placed}, indent=2))
+        print(json.dumps({**report_json(report), "auto": picks, "placement": placed, "expected": expected}, indent=2))
         return
     lines = [f"{t.bundle} on {t.device.native}: {t.reason or f'runs on {t.effective_device}'}" for t in report.trials]
     for policy, t in by_policy.items():
         lines.append(f"auto takes, by policy {policy}: {f'{t.bundle} on {t.device.native}' if t else 'nothing of these'}")
     where = ", ".join(f"{count} on {name}" for name, count in placed.items())
     lines.append(f"operators of {report.bundle} for {session.tasks[0]}: {where}")
+    if expected:
+        told = ", ".join(f"{count} on {unit}" for unit, count in expected.items())
+        lines.append(f"expected of them by public rules (tasktok-edge neural-engine): {told}")
     _show(None, _report_table(report), [*lines, *report.notes], as_json=False)
+
+
+def _expected(session: Session) -> dict[str, int]:
+    """Where the operators of the first task are expected, of a Core ML bundle: to be read beside its placement."""
+    if session.bundle.manifest.target != "coreml":
+        return {}
+    task, found = session.tasks[0], Counter[str]()
+    for name, expectation in expectations(session.bundle).items():
+        if name in (f"restore/{task}", f"predict/{task}"):
+            found.update(expectation.operators())
+    return dict(found.most_common())
 
 
 def report_json(report: Report) -> dict[str, Any]:

@@ -12,9 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tasktok_edge.bundle import read_bundle
-from tasktok_edge.errors import UsageError
-from tasktok_edge.runtimes.mlprogram import Package
-from tasktok_edge.runtimes.neural_engine import Expectation, expected
+from tasktok_edge.runtimes.neural_engine import Expectation, expectations
 
 UNITS = ("Neural Engine", "unsure", "GPU", "CPU")
 
@@ -25,20 +23,17 @@ def neural_engine_command(
 ) -> None:
     """Expect, by public rules, which operators run on the Neural Engine; on a Mac `devices` has the compute plan's truth."""
     with read_bundle(bundle) as read:
-        if read.manifest.target != "coreml":
-            raise UsageError(f"{bundle} is for {read.manifest.target}: the Neural Engine takes Core ML's programs")
-        package = Package(read.path / read.manifest.functions[0].file)
-        found = [expected(package.function(f.entry)) for f in read.manifest.functions]
+        found = expectations(read)
     if as_json:
-        print(json.dumps([asdict(one) for one in found]))
+        print(json.dumps([{**asdict(one), "function": name} for name, one in found.items()]))
         return
     console = Console(width=None if sys.stdout.isatty() else 150)
     table = Table("function", *(f"{unit}, operators / multiply-adds" for unit in UNITS), "stretches end at")
     table.title = f"{bundle}: expected, not measured"
-    for one in found:
-        table.add_row(one.function, *_shares(one), _breaks(one))
+    for name, one in found.items():
+        table.add_row(name, *_shares(one), _breaks(one))
     console.print(table)
-    rules = Counter(rule for one in found for p in one.placed for rule in p.rules)
+    rules = Counter(rule for one in found.values() for p in one.placed for rule in p.rules)
     for (what, source), count in rules.most_common():
         console.print(f"{count} operators: {what} ({source})", highlight=False, soft_wrap=True)
 

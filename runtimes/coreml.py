@@ -26,7 +26,8 @@ from tasktok_edge.runtimes.mlprogram import Package
 TARGET: Literal["coreml"] = "coreml"
 EXTRA = "coreml"
 REFERENCE = "REFERENCE"
-MACOS = 14  # the oldest that runs iOS 17 programs
+MACOS = 13  # the oldest that runs iOS 16 programs, the oldest that are exported
+ALONE = "main"  # the one function of a package from before iOS 18, which is not asked for by name
 # Core ML takes a set of units, not one: GPU and Neural Engine always come with the CPU for what they cannot do.
 UNITS: dict[DeviceKind, tuple[str, str]] = {
     "npu": ("CPU_AND_NE", "MLNeuralEngineComputeDevice"),
@@ -108,7 +109,7 @@ class CoreMlRunning:
             self._models[function] = model = self._tools.models.MLModel(
                 str(self._path / spec.file),
                 compute_units=getattr(self._tools.ComputeUnit, self._units),
-                function_name=spec.entry,
+                function_name=None if spec.entry == ALONE else spec.entry,
             )
         except (RuntimeError, ValueError) as error:
             raise DeviceError(f"Core ML cannot load {function}: {first_line(error)}") from None
@@ -155,24 +156,25 @@ class ReferenceRunning:
 
     def __init__(self, bundle: Bundle, *, tasks: Sequence[str]) -> None:
         self._functions = {f.name: f for f in bundle.manifest.functions if f.task in tasks}
-        (file,) = {f.file for f in self._functions.values()}
-        self._package = Package(bundle.path / file)
+        self._packages = {file: Package(bundle.path / file) for file in {f.file for f in self._functions.values()}}
         self._ready: dict[str, Evaluator] = {}
         self.effective_precision, self.effective_device = bundle.manifest.precision, REFERENCE
 
     def evaluator(self, function: str) -> Evaluator:
         if function not in self._ready:
-            self._ready[function] = Evaluator(self._package.function(self._functions[function].entry))
+            spec = self._functions[function]
+            self._ready[function] = Evaluator(self._packages[spec.file].function(spec.entry))
         return self._ready[function]
 
     def run(self, functions: tuple[str, ...], batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         found: dict[str, NDArray[Any]] = {}
         for function in functions:
-            outputs = self.evaluator(function)({"frame": self._package.image(self._functions[function].entry, batch)})
-            for spec in self._functions[function].outputs:
-                if spec.name not in outputs:
-                    raise DeviceError(f"{function} gives {', '.join(outputs)}, not {spec.name}")
-                found[spec.name] = outputs[spec.name].astype(np.float32)
+            spec = self._functions[function]
+            outputs = self.evaluator(function)({"frame": self._packages[spec.file].image(spec.entry, batch)})
+            for output in spec.outputs:
+                if output.name not in outputs:
+                    raise DeviceError(f"{function} gives {', '.join(outputs)}, not {output.name}")
+                found[output.name] = outputs[output.name].astype(np.float32)
         return found
 
     def placement(self, functions: tuple[str, ...]) -> dict[str, int]:

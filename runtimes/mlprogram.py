@@ -91,7 +91,8 @@ class Package:
         if model.WhichOneof("Type") != "mlProgram":
             raise DeviceError(f"{MODEL} holds a {model.WhichOneof('Type')}, not an ML program")
         self._functions = model.mlProgram.functions
-        self._described = {f.name: f for f in model.description.functions}
+        described = model.description  # of a package from before iOS 18 it is that of the one function
+        self._described = {f.name: f for f in described.functions} or dict.fromkeys(self._functions, described)
         self.names = tuple(sorted(self._functions))
 
     def function(self, name: str) -> Function:

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tasktok_edge.runtimes.mlprogram import Function, Operator, Reference
+from tasktok_edge.bundle import Bundle
+from tasktok_edge.errors import UsageError
+from tasktok_edge.runtimes.mlprogram import Function, Operator, Package, Reference
 
 TYPED = "Apple, coremltools guide, Typed Execution: the Neural Engine computes in fp16"
 LAYOUT = "Apple, machinelearning.apple.com/research/neural-engine-transformers: 4 axes, the last padded to 64 bytes"
@@ -61,6 +63,15 @@ class Expectation:
         """The operators that end a stretch on the Neural Engine."""
         pairs = zip(self.placed, self.placed[1:], strict=False)
         return tuple(b for a, b in pairs if a.unit == "Neural Engine" != b.unit)
+
+
+def expectations(bundle: Bundle) -> dict[str, Expectation]:
+    """Place the operators of every function of a bundle, by the function's name; UsageError where it is not for Core ML."""
+    manifest = bundle.manifest
+    if manifest.target != "coreml":
+        raise UsageError(f"{manifest.name} is for {manifest.target}: the Neural Engine takes Core ML's programs")
+    packages = {file: Package(bundle.path / file) for file in {f.file for f in manifest.functions}}
+    return {f.name: expected(packages[f.file].function(f.entry)) for f in manifest.functions}
 
 
 def expected(function: Function) -> Expectation:

@@ -54,6 +54,9 @@ def export(
         list[int] | None,
         typer.Option(help="a budget to choose at load time: so many tokens replaced; may be given several times"),
     ] = None,
+    deployment_target: Annotated[
+        str | None, typer.Option(help="of Core ML: iOS16, iOS17, iOS18 (default) or iOS26; macOS of the same year")
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder that the bundles are written into")] = Path("out"),
     overwrite: Annotated[bool, typer.Option(help="replace a bundle of the same name")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
@@ -65,6 +68,7 @@ def export(
     wanted = targets(target)
     need("export", "torch", "safetensors", "pycocotools", "torchmetrics")
     hush_converters()
+    options = _coreml_options(deployment_target, wanted, chosen)
     from tasktok_edge.export.limits import check_fits
     from tasktok_edge.model.checkpoint import default_for, load_checkpoint
     from tasktok_edge.model.own_net import use_task_nets
@@ -97,6 +101,7 @@ def export(
                     tasks=tasks,
                     precision=chosen,
                     budgets=tuple(sorted(set(tokens or ()))),
+                    options=options if name == "coreml" else None,
                     overwrite=overwrite,
                     say=say,
                 )
@@ -111,6 +116,18 @@ def export(
     if failed:
         told = "; ".join(f"{d.path} ({d.manifest.parity.reason})" for d in failed)
         raise VerdictError(f"parity failed, kept and marked unverified: {told}")
+
+
+def _coreml_options(deployment_target: str | None, wanted: Sequence[str], precision: Precision) -> dict[str, str]:
+    if deployment_target is None:
+        return {}
+    if "coreml" not in wanted:
+        raise UsageError(f"--deployment-target {deployment_target} is for --target coreml")
+    need("export", "coremltools")
+    from tasktok_edge.export.coreml import check_target
+
+    check_target(deployment_target, precision)
+    return {"deployment_target": deployment_target}
 
 
 @app.command()
@@ -236,7 +253,15 @@ def hush_converters() -> None:
     import warnings
 
     warnings.simplefilter("ignore")
-    hushed = ("coremltools", "torch", "torch.onnx", "torch.onnx._internal.exporter._registration", "torchao", "root")
+    hushed = (
+        "coremltools",
+        "torch",
+        "torch.utils._pytree",
+        "torch.onnx",
+        "torch.onnx._internal.exporter._registration",
+        "torchao",
+        "root",
+    )
     for name in hushed:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is first imported; coremltools draws four bars a function

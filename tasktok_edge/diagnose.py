@@ -86,10 +86,10 @@ def diagnose(bundle: Path, checkpoint: Checkpoint, model: TaskTok, names: Sequen
             notes.append("the bundle was made from another checkpoint than this one")
         chosen = [Function(known[n].kind, known[n].task, known[n].tokens) for n in (names or known)]
         frame = read.golden()["frames"][:1]
-        package = Package(read.path / known[chosen[0].name].file)
         found = []
         for function, exported in graphs(model, chosen, precision=manifest.precision):
-            evaluator = Evaluator(package.function(known[function.name].entry))
+            package, entry = Package(read.path / known[function.name].file), known[function.name].entry
+            evaluator = Evaluator(package.function(entry))
             wanted = _values(exported, torch.from_numpy(frame).permute(0, 3, 1, 2).float() / 255)
             wanted |= dict(zip(evaluator.function.outputs, wanted[""], strict=False))
             seen: list[tuple[Operator, Step]] = []
@@ -97,7 +97,7 @@ def diagnose(bundle: Path, checkpoint: Checkpoint, model: TaskTok, names: Sequen
             def watch(operator: Operator, results: tuple[NDArray[Any], ...]) -> None:
                 seen.append((operator, _step(len(seen), operator, results[0], wanted)))  # noqa: B023  # called in this round
 
-            evaluator({"frame": package.image(known[function.name].entry, frame)}, watch)
+            evaluator({"frame": package.image(entry, frame)}, watch)
             steps = _judged(seen, TOLERANCE_DB[manifest.precision])
             found.append(Diagnosis(function.name, manifest.precision, steps, tuple(notes)))
     return found

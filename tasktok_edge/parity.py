@@ -1,7 +1,7 @@
 """Does the artifact answer as the PyTorch model does? Measured through the shim, recorded in the bundle."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,12 +58,14 @@ def export_verified(
     tasks: tuple[str, ...],
     precision: Precision,
     budgets: tuple[int, ...] = (),
+    options: Mapping[str, str] | None = None,
     overwrite: bool = False,
     say: Say = lambda _: None,
 ) -> Exported:
     """Build a bundle, run it through the shim where it can run here, and record what was found; nothing half-written stays.
 
     With `budgets` it also has functions that replace so many tokens. Raises UsageError for more than the model has.
+    `options` are the target's own.
     """
     n_tokens = checkpoint.model.config.tokenizer.tokens
     if any(not 1 <= n <= n_tokens for n in budgets):
@@ -85,6 +87,7 @@ def export_verified(
                 precision=precision,
                 frames=golden,
                 answers=answers,
+                options=options,
                 say=say,
             )
         seconds = time.perf_counter() - start

@@ -45,6 +45,7 @@ assert "torch" not in sys.modules
         (["export"], 2, "--target"),
         (["export", "--target", "openvin"], 2, "did you mean 'openvino'"),
         (["export", "--target", "onnx", "--precision", "fp61"], 2, "did you mean 'fp16'"),
+        (["export", "--target", "onnx", "--deployment-target", "iOS17"], 2, "is for --target coreml"),
         (["export", "--target", "onnx", "--checkpoint", "nowhere"], 2, "no checkpoint at 'nowhere'"),
         (["export", "--target", "onnx", "--colour"], 2, "--colour"),
         (["train", "--recipe", "scene-server"], 2, "did you mean 'scenes-server'"),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from tasktok_edge.bundle import read_bundle
 from tasktok_edge.diagnose import diagnose
 from tasktok_edge.errors import DeviceError, UsageError
 from tasktok_edge.export import coreml
@@ -26,7 +27,7 @@ from tasktok_edge.runtimes import load
 from tasktok_edge.runtimes.evaluator import Evaluator
 from tasktok_edge.runtimes.mlprogram import Function as MilFunction
 from tasktok_edge.runtimes.mlprogram import Operator, Package, Reference, Typed
-from tasktok_edge.runtimes.neural_engine import expected
+from tasktok_edge.runtimes.neural_engine import expectations, expected
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "darwin", reason="there Core ML itself is measured")]
 
@@ -55,7 +56,7 @@ def test_it_is_evaluated_only_where_that_is_asked_for(half: Path, tiny_checkpoin
         assert np.abs(session.restore(frame, "det").astype(int) - reference.restore(frame, "det")).max() <= 1
         assert session.placement("cls")["REFERENCE, float16"] > 20
         with pytest.raises(DeviceError, match="no function"):
-            session._running._package.function("restore_nothing")  # type: ignore[union-attr]
+            session._running._packages["model.mlpackage"].function("restore_nothing")  # type: ignore[union-attr]
 
 
 def test_intermediates_are_shown_and_rounded_as_declared(half: Path) -> None:
@@ -104,6 +105,39 @@ def test_the_swift_file_names_what_the_package_has(half: Path) -> None:
     assert {cases[case]: names for case, names in outputs.items()} == described
     assert 'dictionary: ["frame":' in text and "static let size = 32 " in text
     assert text.count("{") == text.count("}") and text.count("(") == text.count(")") and text.count("[") == text.count("]")
+
+
+def test_for_older_systems_each_function_has_a_package(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    import coremltools as ct
+
+    loaded = load_checkpoint(tiny_checkpoint)
+    options = {"deployment_target": "iOS16"}
+    done = export_verified(loaded, "coreml", tmp_path / "b", tasks=("cls",), precision="fp16", options=options)
+    assert done.manifest.verified and done.manifest.parity.device == "REFERENCE"
+    assert [(f.file, f.entry) for f in done.manifest.functions] == [
+        ("restore_cls.mlpackage", "main"),
+        ("predict_cls.mlpackage", "main"),
+    ]
+    for function in done.manifest.functions:
+        spec = ct.utils.load_spec(str(done.path / function.file))
+        assert spec.specificationVersion == ct.target.iOS16 and not spec.description.functions
+        assert json.loads(spec.description.metadata.userDefined["labels.cls"])
+    text = (done.path / "Restorer.swift").read_text()
+    assert "iOS 16 or macOS 13" in text and "functionName" not in text
+    assert 'var package: String { "\\(rawValue).mlpackage" }' in text
+    assert [d.first for d in diagnose(done.path, loaded, loaded.model)] == [None, None]
+    with read_bundle(done.path) as bundle:
+        assert list(expectations(bundle)) == ["restore/cls", "predict/cls"]
+    with load(done.path, "reference") as session:
+        assert session.placement("cls")["REFERENCE, float16"] > 20
+
+
+def test_a_deployment_target_must_be_one_and_take_the_precision() -> None:
+    with pytest.raises(UsageError, match="did you mean 'iOS18'"):
+        coreml.check_target("iOS19", "fp16")
+    with pytest.raises(UsageError, match="int8 needs iOS17 or newer, not iOS16"):
+        coreml.check_target("iOS16", "int8")
+    assert {getattr(ct_target, "name", "") for ct_target in coreml.ct.target} >= set(coreml.DEPLOYMENT_TARGETS)
 
 
 def test_where_operators_are_expected_is_by_rules_and_multiply_adds_are_right(half: Path, tiny_checkpoint: Path) -> None:

@@ -258,7 +258,7 @@ def test_openvino_reports_home_to_nobody(tmp_path: Path) -> None:
 def test_coreml_is_refused_elsewhere_with_the_reason(tmp_path: Path) -> None:
     folder = hollow_bundle(tmp_path / "b", target="coreml", file="model.mlpackage/Manifest.json", parity=NOT_RUN)
     for device in ("auto", "npu"):
-        with pytest.raises(DeviceError, match="Core ML runs on macOS 14 or newer; this is Linux"):
+        with pytest.raises(DeviceError, match="Core ML runs on macOS 13 or newer; this is Linux"):
             load(folder, device)
 
 
