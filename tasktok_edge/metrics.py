@@ -49,10 +49,10 @@ def coco_map(answers: Sequence[Detections], truth: Sequence[Frame]) -> float:
         images.append({"id": i})
         for box, label in zip(frame.boxes.tolist(), frame.box_labels.tolist(), strict=True):
             annotations.append(
-                {"id": len(annotations) + 1, "image_id": i, "category_id": label + 1, "iscrowd": 0, **_coco_box(box)}
+                {"id": len(annotations) + 1, "image_id": i, "category_id": label + 1, "iscrowd": 0, **coco_box(box)}
             )
         for box, label, confidence in zip(answer.boxes.tolist(), answer.labels, answer.scores.tolist(), strict=True):
-            results.append({"image_id": i, "category_id": label + 1, "score": confidence, **_coco_box(box)})
+            results.append({"image_id": i, "category_id": label + 1, "score": confidence, **coco_box(box)})
     if not results:
         return 0.0
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its way through
@@ -73,7 +73,8 @@ def coco_map(answers: Sequence[Detections], truth: Sequence[Frame]) -> float:
     return float(judge.stats[0])
 
 
-def _coco_box(box: Sequence[float]) -> Record:
+def coco_box(box: Sequence[float]) -> Record:
+    """A box x0, y0, x1, y1 as COCO writes one: corner, width and height, and the area."""
     x0, y0, x1, y1 = box
     return {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
 
