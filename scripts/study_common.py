@@ -20,7 +20,7 @@ from tasktok_edge.model.tasktok import StaticSwitch, TaskTok
 from tasktok_edge.quantize.finetune import Bench, FinetuneRecipe, prepare
 from tasktok_edge.reference import raw_answer
 from tasktok_edge.runtimes.answers import Answer, answer_of
-from tasktok_edge.validate import rate
+from tasktok_edge.scores import rate
 
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import onnxruntime as ort  # noqa: E402

@@ -22,7 +22,6 @@ from rich.table import Table
 from study_common import Alone, cpu_ms, ort, ov
 from torch import Tensor, nn
 
-from tasktok_edge.bench import machine
 from tasktok_edge.cli import hush_converters
 from tasktok_edge.data.heldout import held_out
 from tasktok_edge.export.int8 import in_codes
@@ -30,6 +29,7 @@ from tasktok_edge.export.onnx import OPSET
 from tasktok_edge.export.rewrite import Rewritten
 from tasktok_edge.export.writer import FLOOR_DB
 from tasktok_edge.frames import lay_out
+from tasktok_edge.machine import machine
 from tasktok_edge.macs import count
 from tasktok_edge.model.checkpoint import load_checkpoint
 from tasktok_edge.model.tasktok import TaskTok

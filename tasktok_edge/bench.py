@@ -1,15 +1,12 @@
 """What it costs: latency side by side, interleaved in one run, so that a noisy machine still gives a ratio."""
 
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib import metadata
 from itertools import product
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from numpy.typing import NDArray
 from tasktok_edge.data.heldout import held_out
 from tasktok_edge.export.graph import Function, model_functions
 from tasktok_edge.frames import crop_resize, windows
+from tasktok_edge.machine import cores, processor, versions
 from tasktok_edge.model.checkpoint import load_checkpoint
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.plain import TOOLS, Export, Plain, plain_export
@@ -273,42 +271,11 @@ def _overhead(session: Session, held: NDArray[np.uint8]) -> Overhead:
     return Overhead(session.bundle.manifest.name, task, engine_us, engine_us * (whole.ratio - 1), two_tasks)
 
 
-def machine(threads: int) -> str:
-    """The machine, its cores, the threads each candidate was given, and the versions, in one line."""
-    told = ", ".join(f"{package} {version}" for package, version in _versions().items())
-    return f"{_processor()}, {_cores()}, {threads} thread{'s' * (threads > 1)} each; {told}"
-
-
 def save(found: Sequence[Comparison], file: Path, *, server: str, runs: int) -> None:
     """Write the figures as JSON, with what they were measured on."""
-    measured_on = {"processor": _processor(), "cores": _cores(), "versions": _versions()}
+    measured_on = {"processor": processor(), "cores": cores(), "versions": versions()}
     whole = {"server": server, "runs": runs, **measured_on, "tables": [asdict(one) for one in found]}
     file.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
-
-
-def _cores() -> str:
-    cores = os.cpu_count() or 1
-    given = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    return f"{cores} cores" if given == cores else f"{given} of {cores} cores"
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in ("torch", "openvino", "onnxruntime", "executorch"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 if __name__ == "__main__":  # python -m tasktok_edge.bench

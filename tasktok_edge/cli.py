@@ -131,37 +131,6 @@ def _coreml_options(deployment_target: str | None, wanted: Sequence[str], precis
 
 
 @app.command()
-def validate(
-    bundle: Annotated[list[Path], typer.Option(help="a bundle; may be given several times")],
-    server: Annotated[str, typer.Option("--checkpoint", help="the server model to compare with")] = "scenes-server",
-    frames: Annotated[int, typer.Option(help="held-out frames", min=2)] = 500,
-    degradation: Annotated[str, typer.Option(help="mix-a, mix-b, noise, blur, rain, haze, snow, low-light")] = "mix-b",
-    severity: Annotated[int, typer.Option(min=1, max=5)] = 3,
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
-    tokens: Annotated[int | None, typer.Option(help="a budget that the bundles were built with")] = None,
-    max_drop: Annotated[float, typer.Option(help="points that a task may lose against the server")] = 1.0,
-) -> None:
-    """Run the server model and bundles on the same held-out frames."""
-    need("train", "torch", "safetensors", "pycocotools", "torchmetrics")
-    from tasktok_edge.data.degrade import DEGRADATIONS
-
-    if degradation not in DEGRADATIONS:
-        raise unknown_word("degradation", degradation, DEGRADATIONS)
-    from tasktok_edge.show import accuracy_table, progress_of
-    from tasktok_edge.validate import Judgement, judge
-
-    found = progress_of(
-        errors,
-        judge(bundle, server=server, n=frames, degradation=degradation, severity=severity, device=device, tokens=tokens),
-    )
-    assert isinstance(found, Judgement)
-    console.print(accuracy_table(found))
-    lost = found.worst_drop
-    if lost > max_drop / 100:
-        raise VerdictError(f"a task lost {100 * lost:.2f} points against {server}, at most {max_drop:g} allowed")
-
-
-@app.command()
 def bench(
     bundles: Annotated[
         list[Path] | None, typer.Argument(help="bundles to measure; none, nor --against: what the exact rewrites save")
@@ -290,6 +259,7 @@ def run(arguments: list[str]) -> int:
     from tasktok_edge.cli_quantize import quantize_command
     from tasktok_edge.cli_sign import keys_command, sign_command
     from tasktok_edge.cli_train import greedy_command, train_command
+    from tasktok_edge.cli_validate import validate_command
     from tasktok_edge.runtimes.cli import devices_command
     from tasktok_edge.runtimes.cli_neural_engine import neural_engine_command
 
@@ -299,6 +269,7 @@ def run(arguments: list[str]) -> int:
         "train": train_command,
         "greedy": greedy_command,
         "quantize": quantize_command,
+        "validate": validate_command,
         "diagnose": diagnose_command,
         "neural-engine": neural_engine_command,
         "devices": devices_command,

@@ -63,12 +63,12 @@ def quantize_command(
     hush_converters()
     from tasktok_edge.model.checkpoint import load_checkpoint
     from tasktok_edge.quantize.shrink import RECIPES, Wish, methods_of
+    from tasktok_edge.scores import check_answers_scenes
     from tasktok_edge.sensitivity_picture import sensitivity_picture
     from tasktok_edge.show import progress_of
     from tasktok_edge.show_quantize import sensitivity_table
     from tasktok_edge.show_shrunk import print_verdict
     from tasktok_edge.shrunk import Verdict, shrink_and_weigh
-    from tasktok_edge.validate import check_answers_scenes
 
     if recipe not in RECIPES:
         raise unknown_word("recipe", recipe, RECIPES)

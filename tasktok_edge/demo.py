@@ -1,12 +1,14 @@
 """The main job in one go: export the shipped model for every target, run what runs here, judge it, show it."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from tasktok_edge.bench import Latency, measure
+from tasktok_edge.contestants import judging_device
 from tasktok_edge.data.heldout import HeldOut, held_out
 from tasktok_edge.export import TARGETS
 from tasktok_edge.frames import crop_resize, windows
@@ -16,8 +18,10 @@ from tasktok_edge.parity import Exported, export_verified
 from tasktok_edge.picture import before_after
 from tasktok_edge.progress import Doing
 from tasktok_edge.reference import Reference
+from tasktok_edge.report import Report
 from tasktok_edge.runtimes import Session, load
-from tasktok_edge.validate import Judgement, check_answers_scenes, judge, judging_device
+from tasktok_edge.scores import check_answers_scenes
+from tasktok_edge.validate import Validation, Wish, validate
 
 SERVER = "scenes-server"
 PICTURE_FRAMES = 4
@@ -28,7 +32,7 @@ class Outcome:
     """All that the table shows."""
 
     exported: list[Exported]
-    judgement: Judgement
+    report: Report
     selected: dict[str, tuple[int, list[int]]]  # task -> (number of tokens, those that are replaced)
     latency: dict[str, dict[str, Latency]] = field(default_factory=dict)  # task -> candidate -> figures; the server first
     picture: Path | None = None
@@ -50,15 +54,17 @@ def run_demo(
         path = out / f"{config.preset}-{target}-{precision}"
         exported.append(export_verified(model, target, path, tasks=tasks, precision=precision, overwrite=True))
     here = [e.path for e in exported if e.manifest.parity.status != "not_run"]
-    judgement: Judgement | None = None
-    for step in judge(here, server=SERVER, n=n, threads=threads, same_as=name):
-        if isinstance(step, Judgement):
-            judgement = step
-        else:
-            yield step
-    assert judgement is not None
+    report: Report | None = None
+    with ExitStack() as stack:
+        wish = Wish(tuple(here), out / "demo", server=SERVER, n=n, threads=threads, same_as=name)
+        for step in validate(wish, stack):
+            if isinstance(step, Validation):
+                report = step.report
+            else:
+                yield step
+    assert report is not None
     selected = {task: (config.tokenizer.tokens, model.model.switch.selected(task)) for task in tasks}
-    outcome = Outcome(exported, judgement, selected)
+    outcome = Outcome(exported, report, selected)
     devices = [path for path in here if judging_device(path) == "auto"]  # the reference evaluator has no speed to tell of
     sessions = {path.name: load(path, proof="measured", threads=threads) for path in devices}
     shown = list(held_out(PICTURE_FRAMES))
@@ -91,10 +97,10 @@ def _picture(path: Path, shown: list[HeldOut], sessions: Mapping[str, Session], 
     name, session = next(iter(sessions.items()))
     server = Reference(load_checkpoint(SERVER).model)
     columns = {}
-    for task in outcome.judgement.tasks:
+    for task in outcome.report.metrics:
         results = [session(h.degraded, task) for h in shown]
         columns[f"device: {task}"] = [(r.frame, r.answer) for r in results]
-    task = outcome.judgement.tasks[-1]
+    task = list(outcome.report.metrics)[-1]
     columns[f"server: {task}"] = [(server.restore(h.degraded, task), server.predict(h.degraded, task)) for h in shown]
     before_after(path, shown, columns, title=f"{name}: held-out frames under Mix-B", selected=outcome.selected)
     return path

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasktok_edge.bundle import Parity, replace_parity
+from tasktok_edge.contestants import judging_device
 from tasktok_edge.data.heldout import held_out
 from tasktok_edge.errors import DeviceError, PackageError, UsageError
 from tasktok_edge.export import Target
@@ -25,7 +26,6 @@ from tasktok_edge.reference import Reference, golden_answers
 from tasktok_edge.runtimes import Answer, Session, load
 from tasktok_edge.runtimes.selection import peak_of, psnr_db
 from tasktok_edge.staging import stage
-from tasktok_edge.validate import judging_device
 
 PARITY_FRAMES = 16
 LARGE_MACS = 10_000_000_000  # multiply-adds from which a frame takes seconds: one golden frame then, and fewer for parity

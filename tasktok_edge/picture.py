@@ -46,7 +46,7 @@ def before_after(
             _show(row[i], drawn, f"{heading}\n{said}" if said else heading)
     for axis in axes[-1]:
         axis.axis("off")
-    _token_map(figure.add_subplot(axes[0, 0].get_gridspec()[-1, :]), selected)
+    token_map(figure.add_subplot(axes[0, 0].get_gridspec()[-1, :]), selected)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -93,7 +93,8 @@ def _show(axis: Axes, image: Image, title: str) -> None:
     axis.axis("off")
 
 
-def _token_map(axis: Axes, selected: Mapping[str, tuple[int, Sequence[int]]]) -> None:
+def token_map(axis: Axes, selected: Mapping[str, tuple[int, Sequence[int]]]) -> None:
+    """Draw which tokens each task replaces; `selected` is task -> (number of tokens, those that are replaced)."""
     n = max(count for count, _ in selected.values())
     grid = np.zeros((len(selected), n))
     for i, (_, tokens) in enumerate(selected.values()):

@@ -1,6 +1,7 @@
 """The PyTorch side of every comparison: the same frames, the same way in and out, the model as it was trained."""
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from tasktok_edge.model.config import TaskConfig
 from tasktok_edge.model.faster_rcnn import Detections
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.runtimes.answers import Answer, answer_of
+from tasktok_edge.runtimes.session import Result
 
 RawOutputs = dict[str, NDArray[np.float32]]
 
@@ -38,16 +40,35 @@ class Reference:
         image = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255
         outputs: RawOutputs = {}
         budgets = range(1, self.model.config.tokenizer.tokens + 1)
-        for function in functions_of(self.tasks, budgets):
-            if function.name not in functions:
+        z = self.model.encode(image)  # the same for every task
+        for (task, tokens), several in groupby(functions_of(self.tasks, budgets), lambda f: (f.task, f.tokens)):
+            asked = [f for f in several if f.name in functions]
+            if not asked:
                 continue
-            if function.kind == "restore":
-                restored = self.model.restore(image, function.task, function.tokens)
-                outputs[function.entry] = restored.permute(0, 2, 3, 1).numpy()
-            else:
-                answer = self.model(image, function.task, function.tokens)
-                outputs |= raw_answer(answer, function, self.model.config.tasks[function.task])
+            restored, seen = self.model.shown(self.model.replace_selected(z, task, tokens), task)
+            for function in asked:
+                if function.kind == "restore":
+                    outputs[function.entry] = restored.permute(0, 2, 3, 1).numpy()
+                else:
+                    answer = self.model.task_net(function.task)(seen)
+                    outputs |= raw_answer(answer, function, self.model.config.tasks[function.task])
         return outputs
+
+    def __call__(self, frame: NDArray[np.uint8], tasks: Sequence[str]) -> dict[str, Result]:
+        """Both the restored frame and the answer for each task, at the frame's own size; what they share is computed once."""
+        found: dict[str, Result] = {}
+        config = self.model.config
+        for _, alike in groupby(sorted(tasks, key=lambda t: config.tasks[t].framing), lambda t: config.tasks[t].framing):
+            named = list(alike)
+            layout = _layout(frame, config.tasks[named[0]], self.size, config.resize)
+            functions = [f.name for f in functions_of(named)]
+            outputs = [self.run_raw(functions, batch) for batch in layout.cut(frame)]
+            for task in named:
+                restored = to_uint8(layout.join([o[f"restore_{task}"][0] for o in outputs]))
+                part, entry = config.tasks[task], f"predict_{task}"
+                answer = answer_of(part.kind, entry, outputs, layout, part.labels, heat_map=part.heat_map(self.size))
+                found[task] = Result(restored, answer)
+        return {task: found[task] for task in tasks}
 
     def restore(self, frame: NDArray[np.uint8], task: str) -> NDArray[np.uint8]:
         """The frame restored for a task, at its own size."""

@@ -17,13 +17,20 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
-from tasktok_edge.bench import Comparison, Ratio, machine
+from tasktok_edge.bench import Comparison, Ratio
 from tasktok_edge.demo import Outcome
+from tasktok_edge.machine import machine
 from tasktok_edge.manifest import Parity
 from tasktok_edge.parity import Exported, least_agreement
-from tasktok_edge.validate import Judgement, Scores, won_back
+from tasktok_edge.report import Report
+from tasktok_edge.scores import won_back
 
 LOG_EVERY_S = 20
+NAMED = {
+    "clean": "clean frames, no restoration",
+    "degraded": "degraded frames, no restoration",
+    "server": "server model, PyTorch",
+}
 QUIET_SHARE = 0.9  # of a core: with less, a latency is how the system shares out time
 
 
@@ -96,42 +103,79 @@ def export_table(exported: list[Exported]) -> Table:
     return table
 
 
-def accuracy_table(found: Judgement) -> Table:
+def accuracy_table(found: Report) -> Table:
     """Every model on the same frames, with the share of what degradation took that it wins back."""
-    assert found.clean is not None and found.degraded is not None and found.server is not None
-    table = Table("model", *(f"{task} {found.metrics[task]}" for task in found.tasks))
-    table.title = f"{found.n} held-out frames"
-    clean, degraded = found.clean.values, found.degraded.values
-
-    def add(scores: Scores, name: str, *, back: bool) -> None:
+    table = Table("model", *(f"{task} {metric}" for task, metric in found.metrics.items()))
+    counts = set(found.frames.values())
+    told = f"{counts.pop()} frames" if len(counts) == 1 else ", ".join(f"{n} frames for {t}" for t, n in found.frames.items())
+    table.title = f"{found.data}: {told}"
+    by_name = {column.name: column.metrics for column in found.columns}
+    clean, degraded = by_name.get("clean", {}), by_name.get("degraded", {})
+    devices = {bundle.name for bundle in found.bundles}
+    for column in found.columns:
+        told = NAMED.get(column.name) or (column.name if column.name in devices else f"{column.name}, PyTorch")
         cells = []
-        for task in found.tasks:
-            if task not in scores.values:
+        for task in found.metrics:
+            value = column.metrics.get(task)
+            if value is None:
                 cells.append("-")
                 continue
-            share = f"  (won back {won_back(clean[task], degraded[task], scores.values[task]):.0%})" if back else ""
-            cells.append(f"{100 * scores.values[task]:.1f}{share}")
-        table.add_row(name, *cells)
+            share = task in clean and column.name not in ("clean", "degraded")
+            back = f"  (won back {won_back(clean[task], degraded[task], value):.0%})" if share else ""
+            cells.append(f"{100 * value:.1f}{back}")
+        table.add_row(told, *cells)
+    return table
 
-    add(found.clean, "clean frames, no restoration", back=False)
-    add(found.degraded, "degraded frames, no restoration", back=False)
-    add(found.server, "server model, PyTorch", back=True)
-    for name, scores in (*((f"{n}, PyTorch", s) for n, s in found.others.items()), *found.device.items()):
-        add(scores, name, back=True)
+
+def verdict_table(found: Report) -> Table:
+    """Each bundle beside the server: the difference with its interval, same answers, restored frames, the outcome."""
+    table = Table(
+        "bundle", "task", "server", "device", "difference, 95 %", "same answers", "restored, to the server", "verdict"
+    )
+    table.title = f"a drop of {100 * found.max_drop:g} points is allowed"
+    for bundle in found.bundles:
+        for one in bundle.tasks:
+            away = "-" if one.psnr_to_server_db is None else f"{one.psnr_to_server_db:.1f} dB"
+            interval = f"{100 * one.difference:+.2f} ({100 * one.low:+.2f} to {100 * one.high:+.2f})"
+            more = f", about {one.frames_needed} needed" if one.outcome == "not enough frames" else ""
+            table.add_row(
+                bundle.name,
+                f"{one.task} {one.metric}",
+                f"{100 * one.server:.2f}",
+                f"{100 * one.device:.2f}",
+                interval,
+                f"{one.agreement:.1%}",
+                away,
+                one.outcome + more,
+            )
+    return table
+
+
+def groups_table(found: Report) -> Table:
+    """The same metrics by degradation and severity: server, then device."""
+    columns = ["server", *(bundle.name for bundle in found.bundles)]
+    table = Table("degradation", "frames", *(f"{task} {', '.join(columns)}" for task in found.metrics))
+    for group in found.groups:
+        cells = []
+        for task in found.metrics:
+            values = [group.metrics.get(name, {}).get(task) for name in columns]
+            cells.append(" / ".join("-" if v is None else f"{100 * v:.1f}" for v in values))
+        table.add_row(group.name, str(group.frames), *cells)
     return table
 
 
 def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[str]:
     """Print the demo's tables and picture path; gives what fell short of parity, empty when all is well."""
-    judgement = outcome.judgement
-    console.print(accuracy_table(judgement))
+    report = outcome.report
+    agreement = {bundle.name: {one.task: one.agreement for one in bundle.tasks} for bundle in report.bundles}
+    console.print(accuracy_table(report))
     table = Table(
         "bundle",
         "size",
         "functions",
         "parity",
         "same answers",
-        *(f"{t} ms (x server)" for t in judgement.tasks),
+        *(f"{t} ms (x server)" for t in report.metrics),
     )
     table.title = "artifacts: parity and same answers against the same model in PyTorch; latency frame in, answer out"
     table.columns[0].no_wrap = True
@@ -139,10 +183,10 @@ def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[s
     for e in outcome.exported:
         name, parity = e.manifest.name, e.manifest.parity
         cells = []
-        for task in judgement.tasks:
+        for task in report.metrics:
             latency = outcome.latency[task].get(name)
             cells.append(f"{latency.p50_ms:.2f} ({1 / latency.ratio:.1f}x faster)" if latency else "-")
-        same = judgement.agreement.get(name, {})
+        same = agreement.get(name, {})
         worst = _worst(parity)
         agreed = f"{min(same.values()):.1%}" if same else "-"
         table.add_row(name, _size(e.bytes), str(len(e.manifest.functions)), worst, agreed, *cells)
@@ -152,7 +196,7 @@ def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[s
         if same and min(same.values()) < least:
             failed.append(f"{name}: same answers on {min(same.values()):.1%} of frames, {least:.1%} asked")
     server = {task: figures["scenes-server"].p50_ms for task, figures in outcome.latency.items()}
-    table.add_row("scenes-server, PyTorch", "-", "-", "-", "-", *(f"{server[t]:.2f}" for t in judgement.tasks))
+    table.add_row("scenes-server, PyTorch", "-", "-", "-", "-", *(f"{server[t]:.2f}" for t in report.metrics))
     console.print(table)
     console.print(f"medians, interleaved, on {machine(threads)}", highlight=False)
     for e in outcome.exported:

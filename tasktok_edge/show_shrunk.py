@@ -3,9 +3,9 @@
 from rich.console import Console
 from rich.table import Table
 
-from tasktok_edge.bench import machine
+from tasktok_edge.machine import machine
+from tasktok_edge.scores import won_back
 from tasktok_edge.shrunk import Row, Verdict
-from tasktok_edge.validate import won_back
 
 
 def print_verdict(console: Console, found: Verdict, *, threads: int = 1) -> None:

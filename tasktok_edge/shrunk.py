@@ -20,8 +20,8 @@ from tasktok_edge.progress import Doing
 from tasktok_edge.quantize.shrink import RECIPES, Step, Wish, shrink
 from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import Session, load
+from tasktok_edge.scores import Scores, ask, check_answers_scenes, rate, without_restoration
 from tasktok_edge.train.loop import Progress
-from tasktok_edge.validate import Scores, ask, check_answers_scenes, rate, without_restoration
 
 TOLD = ("methods", "scope", "recipe", "steps", "sparsity", "level", "tokens", "keep_fp")
 FAST_TARGETS: tuple[Target, ...] = tuple(t for t in TARGETS if t != "coreml")  # only macOS times a Core ML package

@@ -1,172 +1,186 @@
-"""Server and device on the same held-out frames: how well each does every task, and how much was won back."""
+"""Does the device see what the server saw? Both on the same frames, the difference with its interval, and a verdict."""
 
-import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import datetime
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torchmetrics.functional.image import structural_similarity_index_measure
 
-from tasktok_edge.bundle import read_bundle
-from tasktok_edge.data.heldout import HeldOut, held_out
-from tasktok_edge.errors import UsageError
-from tasktok_edge.metrics import METRIC_NAMES, same_answer, score
-from tasktok_edge.model.checkpoint import SHIPPED, load_checkpoint, load_oracles
-from tasktok_edge.model.config import preset
-from tasktok_edge.model.tasktok import TaskTok
+from tasktok_edge import __version__
+from tasktok_edge.contestants import Contestant, check_labels, on_device, other_model, server, unrestored
+from tasktok_edge.data.sources import Degradation, Item, Scenes, Source, open_source
+from tasktok_edge.errors import UsageError, unknown_word
+from tasktok_edge.evidence import observe
+from tasktok_edge.machine import machine
+from tasktok_edge.metrics import same_answer
+from tasktok_edge.model.checkpoint import load_checkpoint
 from tasktok_edge.progress import Doing
-from tasktok_edge.reference import Reference, oracle_answer
-from tasktok_edge.runtimes import load
-from tasktok_edge.runtimes.answers import Answer
+from tasktok_edge.report import Report
+from tasktok_edge.scores import check_answers_scenes
+from tasktok_edge.shards import Seen, keep, read, run_folder, share, wait_for_all
+from tasktok_edge.verdict import judge
 
-Predict = Callable[[NDArray[np.uint8], str], Answer]
-Answers = dict[str, list[Answer]]
+MAX_DB = 100.0  # two equal frames
 
 
 @dataclass(frozen=True)
-class Scores:
-    """One column of the table: a measure in [0, 1] for each task, over `n` frames."""
+class Wish:
+    """What is to be validated, and on what. `degraded` empty: Mix-B for labelled data, nothing for pictures and videos."""
 
-    name: str
-    values: Mapping[str, float]
-    n: int
+    bundles: tuple[Path, ...]
+    out: Path
+    server: str = "scenes-server"
+    data: Path | None = None
+    paired: Path | None = None
+    n: int = 500
+    degraded: tuple[Degradation, ...] = ()
+    seed: int = 231
+    tasks: tuple[str, ...] = ()
+    device: str = "auto"
+    threads: int | None = None
+    tokens: int | None = None
+    same_as: str | None = None  # a checkpoint whose answers `agreement` counts, in place of the server's
+    max_drop: float = 0.01
+    min_psnr_db: float | None = None
 
 
 @dataclass
-class Judgement:
-    """All columns, on the same `n` frames. `device` and `agreement` are by bundle name."""
+class Validation:
+    """The report, and who and what made it, for pictures of single frames; `report` is None in all processes but the first."""
 
-    tasks: tuple[str, ...]
-    metrics: dict[str, str]  # task -> what it is measured by
-    n: int
-    clean: Scores | None = None  # task networks of clean frames, on clean frames
-    degraded: Scores | None = None  # the same networks, on degraded frames
-    server: Scores | None = None
-    others: dict[str, Scores] = field(default_factory=dict)  # further models in PyTorch
-    device: dict[str, Scores] = field(default_factory=dict)
-    agreement: dict[str, dict[str, float]] = field(default_factory=dict)  # with the model named in `judge`
-
-    @property
-    def worst_drop(self) -> float:
-        """The largest loss of any bundle and task against the server, in [-1, 1]."""
-        assert self.server is not None
-        server = self.server.values
-        return max(server[task] - found.values[task] for found in self.device.values() for task in found.values)
+    report: Report | None = None
+    source: Source | None = None
+    contestants: list[Contestant] = field(default_factory=list)
+    seen: Sequence[Seen] = ()
 
 
-def judge(
-    bundles: Sequence[Path],
-    *,
-    server: str,
-    n: int,
-    degradation: str = "mix-b",
-    severity: int = 3,
-    device: str = "auto",
-    threads: int | None = None,
-    tokens: int | None = None,
-    same_as: str | None = None,
-) -> Iterator[Doing | Judgement]:
-    """Run clean, degraded, server and every bundle on the same frames; yields what is being done, the `Judgement` last.
+def validate(wish: Wish, stack: ExitStack) -> Iterator[Doing | Validation]:
+    """Put every frame to everyone, keep what was seen, and judge; yields what is being done, and the `Validation` last.
 
-    `same_as` names the checkpoint that the bundles were made of: its PyTorch answers are compared with theirs, one by one.
+    Sessions stay open until `stack` is closed. Raises UsageError for data that the model cannot answer.
     """
-    teacher = load_checkpoint(server)
-    check_answers_scenes(teacher.model)
-    oracles = load_oracles(server)
-    tasks = tuple(teacher.model.config.tasks)
-    held: list[HeldOut] = []
-    for scene in held_out(n, degradation=degradation, severity=severity):
-        held.append(scene)
-        yield Doing("held-out frames", len(held), n)
-    clean, degraded = [h.truth.image for h in held], [h.degraded for h in held]
-    found = Judgement(tasks, {task: metric_name(teacher.model, task) for task in tasks}, n)
-    oracle, original = without_restoration(oracles, teacher.model), Reference(teacher.model)
-
-    answers = yield from ask("clean frames", oracle, clean, tasks)
-    found.clean = rate("clean", answers, held)
-    answers = yield from ask("degraded frames", oracle, degraded, tasks)
-    found.degraded = rate("degraded", answers, held)
-    wanted = yield from ask("server model", original.predict, degraded, tasks)
-    found.server = rate("server", wanted, held)
-    if same_as is not None and load_checkpoint(same_as).sha256 != teacher.sha256:
-        student = load_checkpoint(same_as).model
-        wanted = yield from ask(f"{student.config.preset} in PyTorch", Reference(student).predict, degraded, tasks)
-        found.others[student.config.preset] = rate(student.config.preset, wanted, held)
-    for bundle in bundles:
-        where = judging_device(bundle) if device == "auto" else device
-        with load(bundle, where, proof="measured", threads=threads, tokens=tokens) as session:
-            name = session.bundle.manifest.name
-            answers = yield from ask(f"{name} on {session.device.native}", session.predict, degraded, session.tasks)
-            found.device[name] = rate(name, answers, held)
-            if same_as is not None:
-                found.agreement[name] = agreement(answers, wanted)
-    yield found
-
-
-def judging_device(bundle: Path) -> str:
-    """What a bundle is judged on here: the best device, or off macOS the reference evaluator of Core ML's programs."""
-    if sys.platform == "darwin":
-        return "auto"
-    with read_bundle(bundle) as read:
-        return "reference" if read.manifest.target == "coreml" else "auto"
-
-
-def check_answers_scenes(model: TaskTok) -> None:
-    """Refuse a model of other labels: the held-out frames are scenes."""
-    known = preset(SHIPPED[0]).tasks
-    if any(task not in known or c.labels != known[task].labels for task, c in model.config.tasks.items()):
-        raise UsageError(
-            f"{model.config.preset} does not answer the scenes' labels, and the held-out frames are scenes: give a checkpoint "
-            f"that was trained on them, such as {' or '.join(SHIPPED)}"
-        )
-
-
-def ask(
-    what: str, predict: Predict, frames: Sequence[NDArray[np.uint8]], tasks: Sequence[str]
-) -> Generator[Doing, None, Answers]:
-    """Put every frame to `predict` for every task; returns the answers by task."""
-    answers: Answers = {task: [] for task in tasks}
-    for i, frame in enumerate(frames, 1):
-        for task in tasks:
-            answers[task].append(predict(frame, task))
-        yield Doing(what, i, len(frames))
-    return answers
-
-
-def rate(name: str, answers: Answers, held: Sequence[HeldOut]) -> Scores:
-    """Score answers by each task's own metric."""
-    truth = [h.truth for h in held]
-    return Scores(name, {task: score(found, truth) for task, found in answers.items()}, len(held))
-
-
-def without_restoration(oracles: nn.ModuleDict, model: TaskTok) -> Predict:
-    """The task networks of clean frames, alone: what clean and degraded frames are judged by."""
-    config = model.config
-    return lambda frame, task: oracle_answer(
-        oracles[task], frame, task, config.tasks[task], config.image_size, resize=config.resize
+    checkpoint = load_checkpoint(wish.server)
+    config = checkpoint.model.config
+    for task in wish.tasks:
+        if task not in config.tasks:
+            raise unknown_word("task", task, config.tasks)
+    source = open_source(
+        wish.data,
+        n=wish.n,
+        degraded=wish.degraded,
+        seed=wish.seed,
+        image_size=config.image_size,
+        tasks=tuple(config.tasks),
+        paired=wish.paired,
     )
+    if isinstance(source, Scenes):
+        check_answers_scenes(checkpoint.model)
+    check_labels(source.labels, checkpoint)
+    tasks = tuple(t for t in config.tasks if t in source.tasks and (not wish.tasks or t in wish.tasks))
+    if not tasks:
+        raise UsageError(f"{source.told} has {', '.join(source.tasks)}: nothing that is asked for of {wish.server}")
+    everyone = [*(unrestored(checkpoint) if source.labels else []), server("server", checkpoint)]
+    if wish.same_as is not None and load_checkpoint(wish.same_as).sha256 != checkpoint.sha256:
+        everyone.append(other_model(wish.same_as))
+    reference = everyone[-1].name
+    everyone += [on_device(b, stack, device=wish.device, threads=wish.threads, tokens=wish.tokens) for b in wish.bundles]
+    twice = {c.name for c in everyone if [d.name for d in everyone].count(c.name) > 1}
+    if twice:
+        raise UsageError(f"two bundles are named {', '.join(sorted(twice))}: validate one at a time")
+    settings = {
+        "version": __version__,
+        "server": checkpoint.sha256,
+        "data": source.told,
+        "frames": len(source),
+        "tasks": tasks,
+        "tokens": wish.tokens,
+        "same_as": reference,
+        "bundles": {c.name: dict(c.known) for c in everyone if c.is_device},
+    }
+    own, folder = share(), run_folder(wish.out, settings)
+    mine = [i for i in range(len(source)) if i % own.processes == own.rank]
+    done = read(folder)
+    left = [i for i in mine if i not in done]
+    looked = (look(i, item, everyone, tasks, reference) for i, item in zip(left, source.items(left), strict=True))
+    for n in keep(folder, own, looked):
+        yield Doing("frames", len(mine) - len(left) + n, len(mine))
+    wait_for_all(own)
+    if not own.first:
+        yield Validation()
+        return
+    seen = list(read(folder).values())
+    yield Doing("intervals")
+    notes = [f"{len(done)} of {len(seen)} frames were seen before, and kept in {folder}"] if done else []
+    head = {
+        "tasktok_edge": __version__,
+        "notes": tuple(notes),
+        "created_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine(wish.threads),
+        "data": source.told,
+        "server": wish.server,
+        "server_sha256": checkpoint.sha256,
+        "same_as": wish.server if reference == "server" else reference,
+    }
+    kinds = {t: config.tasks[t].kind for t in tasks}
+    report = judge(seen, everyone, kinds, head, max_drop=wish.max_drop, min_psnr_db=wish.min_psnr_db)
+    yield Validation(report, source, everyone, seen)
 
 
-def won_back(clean: float, degraded: float, restored: float) -> float:
-    """Share of what degradation took that restoration gives back: (restored - degraded) / (clean - degraded).
+def look(i: int, item: Item, everyone: Sequence[Contestant], tasks: Sequence[str], reference: str) -> Seen:
+    """Everything that will be needed of one frame, as JSON takes it."""
+    seen: Seen = {
+        "i": i,
+        "name": item.name,
+        "group": item.group,
+        "tasks": [t for t in item.tasks if t in tasks],
+        "sha256": frame_sha256(item.frame),
+        "found": {},
+        "restored": {},
+        "same": {},
+    }
+    made: dict[str, Any] = {}
+    for one in everyone:
+        made[one.name] = one.answer(item, [t for t in seen["tasks"] if t in one.tasks])
+        for task, (frame, answer) in made[one.name].items():
+            if item.truth is not None and answer is not None:
+                seen["found"].setdefault(one.name, {})[task] = observe(answer, item.truth)
+            measures = seen["restored"].setdefault(one.name, {}).setdefault(task, {})
+            if frame is not None and item.clean is not None:
+                measures |= {"psnr_db": psnr_db(frame, item.clean), "ssim": ssim(frame, item.clean)}
+            if not one.is_device:
+                continue
+            restored, _ = made["server"].get(task, (None, None))
+            if frame is not None and restored is not None:
+                measures["psnr_to_server_db"] = psnr_db(frame, restored)
+            _, wanted = made[reference].get(task, (None, None))
+            if answer is not None and wanted is not None:
+                seen["same"].setdefault(one.name, {})[task] = same_answer(answer, wanted)
+    return seen
 
-    >>> round(won_back(0.9, 0.5, 0.8), 6)
-    0.75
-    """
-    lost = clean - degraded
-    return (restored - degraded) / lost if lost > 0 else float("nan")
+
+def frame_sha256(frame: NDArray[np.uint8]) -> str:
+    """What a frame is known by: its size and its bytes."""
+    return hashlib.sha256(str(frame.shape).encode() + np.ascontiguousarray(frame).tobytes()).hexdigest()
 
 
-def agreement(a: Answers, b: Answers) -> dict[str, float]:
-    """Share of frames with the same answer, by task."""
-    return {task: float(np.mean([same_answer(x, y) for x, y in zip(a[task], b[task], strict=True)])) for task in a}
+def psnr_db(frame: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """PSNR of two frames (H, W, 3) uint8, at most 100 dB."""
+    return float(min(cv2.PSNR(frame, other), MAX_DB))
 
 
-def metric_name(model: TaskTok, task: str) -> str:
-    """What the task is measured by."""
-    return METRIC_NAMES[model.config.tasks[task].kind]
+def ssim(frame: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """Structural similarity of two frames (H, W, 3) uint8, by torchmetrics' default (Gaussian, 11 x 11, sigma 1.5)."""
+    a, b = (torch.from_numpy(f).permute(2, 0, 1)[None].float() / 255 for f in (frame, other))
+    found = structural_similarity_index_measure(a, b, data_range=1.0)
+    return float(found if isinstance(found, torch.Tensor) else found[0])
 
 
 if __name__ == "__main__":  # python -m tasktok_edge.validate

@@ -8,7 +8,9 @@ import pytest
 MODULES = [
     "tasktok_edge.errors",
     "tasktok_edge.frames",
-    "tasktok_edge.validate",
+    "tasktok_edge.interval",
+    "tasktok_edge.data.sources",
+    "tasktok_edge.scores",
     "tasktok_edge.macs",
     "tasktok_edge.model.official.names",
     "tasktok_edge.model.own_net",

@@ -6,7 +6,7 @@ import pytest
 from tasktok_edge.data.scenes import Frame
 from tasktok_edge.metrics import same_answer, score
 from tasktok_edge.runtimes.answers import Classification, Detections, Segmentation
-from tasktok_edge.validate import won_back
+from tasktok_edge.scores import won_back
 
 
 def frame(*, label: int = 0, semantic: list[list[int]] | None = None, boxes: list[list[float]] | None = None) -> Frame:

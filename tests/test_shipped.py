@@ -8,7 +8,7 @@ from tasktok_edge.data.heldout import held_out
 from tasktok_edge.model.checkpoint import SHIPPED, checkpoint_folder, load_checkpoint, load_oracles
 from tasktok_edge.parity import export_verified
 from tasktok_edge.reference import Reference
-from tasktok_edge.validate import rate, without_restoration
+from tasktok_edge.scores import rate, without_restoration
 
 FRAMES = 60
 

@@ -48,6 +48,7 @@ from tasktok_edge.data.geometry import (
 from tasktok_edge.errors import unknown_word
 from tasktok_edge.frames import pad_to
 
+DEFAULT_SEVERITY = 3
 Sample = dict[str, Tensor]
 Task = Literal["cls", "det", "seg"]
 TASKS: tuple[Task, ...] = ("cls", "det", "seg")
@@ -80,6 +81,7 @@ class Evaluation:
 
     seed: int = 231
     degradation: str = "mix-b"
+    severity: int = 3
 
     def __post_init__(self) -> None:
         _require_degradation(self.degradation)
@@ -201,7 +203,8 @@ def _of_geometry(source: Training | Evaluation, rng: np.random.Generator) -> np.
 
 def _degraded(source: Training | Evaluation, image: Picture, rng: np.random.Generator) -> tuple[Image, Image]:
     clean = to_float(np.ascontiguousarray(image))
-    degraded = degrade(clean, source.degradation, rng)
+    severity = source.severity if isinstance(source, Evaluation) else DEFAULT_SEVERITY
+    degraded = degrade(clean, source.degradation, rng, severity=severity)
     return clean, degraded if isinstance(source, Training) else to_float(to_uint8(degraded))
 
 

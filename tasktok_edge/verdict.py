@@ -1,0 +1,197 @@
+"""From what was seen of every frame to a report: metrics, differences with their intervals, worst frames, the outcome."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tasktok_edge.contestants import Contestant
+from tasktok_edge.evidence import Floats, Meter, meter, top
+from tasktok_edge.interval import Interval, Outcome, paired_interval
+from tasktok_edge.metrics import METRIC_NAMES
+from tasktok_edge.report import Bad, Column, Comparison, Group, Judged, Metric, Report
+from tasktok_edge.shards import Seen
+
+WORST = 3  # frames shown of each task
+ORDER: dict[Outcome, int] = {"pass": 0, "not enough frames": 1, "fail": 2}
+
+
+def judge(
+    seen: Sequence[Seen],
+    everyone: Sequence[Contestant],
+    kinds: Mapping[str, str],
+    head: Mapping[str, Any],
+    *,
+    max_drop: float,
+    min_psnr_db: float | None,
+) -> Report:
+    """Make the report of what was seen of all frames."""
+    by_task = {task: [s for s in seen if task in s["tasks"]] for task in kinds}
+    metrics = {task: _metric(kind, by_task[task]) for task, kind in kinds.items()}
+    bundles = tuple(
+        _judged(one, by_task, kinds, metrics, max_drop=max_drop, min_psnr_db=min_psnr_db) for one in everyone if one.is_device
+    )
+    notes = list(head["notes"])
+    if not any(s["found"] for s in seen):
+        notes.append("without labels answers are compared alone: the share of the same answers stands for accuracy")
+    elif not any("clean" in s["found"] for s in seen):
+        notes.append("the checkpoint has no task networks of clean frames, so that clean and degraded frames have no figures")
+    return Report(
+        **{**head, "notes": tuple(notes)},
+        frames={task: len(those) for task, those in by_task.items()},
+        max_drop=max_drop,
+        min_psnr_db=min_psnr_db,
+        metrics=metrics,
+        columns=tuple(_column(one.name, by_task, kinds) for one in everyone),
+        groups=_groups(seen, everyone, kinds),
+        bundles=bundles,
+        outcome=max((b.outcome for b in bundles), key=ORDER.__getitem__, default="pass"),
+    )
+
+
+def _metric(kind: str, seen: Sequence[Seen]) -> Metric:
+    labelled = any(s["found"] for s in seen)
+    found: Metric = METRIC_NAMES[kind] if labelled else "same answers"  # type: ignore[assignment]
+    return found
+
+
+def _observed(seen: Sequence[Seen], name: str, task: str) -> list[Any]:
+    return [s["found"][name][task] for s in seen if task in s["found"].get(name, {})]
+
+
+def _measured(seen: Sequence[Seen], name: str, task: str, measure: str) -> float | None:
+    values = [m[measure] for s in seen if measure in (m := s["restored"].get(name, {}).get(task, {}))]
+    return float(np.mean(values)) if values else None
+
+
+def _column(name: str, by_task: Mapping[str, Sequence[Seen]], kinds: Mapping[str, str]) -> Column:
+    found: dict[str, dict[str, float]] = {"metrics": {}, "top_5": {}, "psnr_db": {}, "ssim": {}}
+    for task, seen in by_task.items():
+        observed = _observed(seen, name, task)
+        if observed:
+            once = np.ones((1, len(observed)))
+            found["metrics"][task] = float(meter(kinds[task], observed)(once)[0])
+            if kinds[task] == "cls":
+                found["top_5"][task] = float(top(observed, 5)(once)[0])
+        for measure in ("psnr_db", "ssim"):
+            value = _measured(seen, name, task, measure)
+            if value is not None:
+                found[measure][task] = value
+    return Column(name=name, **found)
+
+
+def _groups(seen: Sequence[Seen], everyone: Sequence[Contestant], kinds: Mapping[str, str]) -> tuple[Group, ...]:
+    names = list(dict.fromkeys(s["group"] for s in seen))
+    groups = []
+    for group in names if len(names) > 1 else []:
+        those = [s for s in seen if s["group"] == group]
+        by_task = {task: [s for s in those if task in s["tasks"]] for task in kinds}
+        metrics = {one.name: _column(one.name, by_task, kinds).metrics for one in everyone}
+        groups.append(Group(name=group, frames=len(those), metrics=metrics))
+    return tuple(groups)
+
+
+def _pair(seen: Sequence[Seen], one: Contestant, task: str, kind: str) -> tuple[Meter, Meter, int]:
+    """Meters of device and server, and the number of frames; without labels, of same answers against all the same."""
+    device, wanted = _observed(seen, one.name, task), _observed(seen, "server", task)
+    if device and len(device) == len(wanted):
+        return meter(kind, device), meter(kind, wanted), len(device)
+    same = [s["same"].get(one.name, {}).get(task) for s in seen]
+    known = [bool(value) for value in same if value is not None]
+    return top([{"rank": int(not v)} for v in known]), top([{"rank": 0}] * len(known)), len(known)
+
+
+def _judged(
+    one: Contestant,
+    by_task: Mapping[str, Sequence[Seen]],
+    kinds: Mapping[str, str],
+    metrics: Mapping[str, Metric],
+    *,
+    max_drop: float,
+    min_psnr_db: float | None,
+) -> Judged:
+    comparisons, worst, reasons = [], list[Bad](), []
+    outcomes: list[Outcome] = ["pass"]
+    for task, seen in by_task.items():
+        if task not in one.tasks or not seen:
+            continue
+        device, wanted, n = _pair(seen, one, task, kinds[task])
+        to_server = _measured(seen, one.name, task, "psnr_to_server_db")
+        if n:
+            interval = paired_interval(device, wanted, n)
+            found = _comparison(task, metrics[task], n, device, wanted, interval, max_drop, seen, one.name, to_server)
+            comparisons.append(found)
+            outcomes.append(found.outcome)
+            if found.outcome != "pass":
+                reasons.append(_reason(found, max_drop))
+            worst += _worst(one.name, task, seen, device, wanted, labelled=found.metric != "same answers")
+        if min_psnr_db is not None and to_server is not None and to_server < min_psnr_db:
+            outcomes.append("fail")
+            reasons.append(f"{task}: restored frames are {to_server:.1f} dB from the server's, {min_psnr_db:g} dB asked")
+    return Judged(
+        name=one.name,
+        **one.known,
+        tasks=tuple(comparisons),
+        worst=tuple(worst),
+        outcome=max(outcomes, key=ORDER.__getitem__),
+        reasons=tuple(reasons),
+    )
+
+
+def _comparison(
+    task: str,
+    metric: Metric,
+    n: int,
+    device: Meter,
+    wanted: Meter,
+    interval: Interval,
+    max_drop: float,
+    seen: Sequence[Seen],
+    name: str,
+    to_server: float | None,
+) -> Comparison:
+    once = np.ones((1, n))
+    same = [s["same"][name][task] for s in seen if task in s["same"].get(name, {})]
+    return Comparison(
+        task=task,
+        metric=metric,
+        frames=n,
+        server=float(wanted(once)[0]),
+        device=float(device(once)[0]),
+        difference=interval.value,
+        low=interval.low,
+        high=interval.high,
+        outcome=interval.outcome(max_drop),
+        frames_needed=interval.frames_needed(max_drop, n),
+        agreement=float(np.mean(same)) if same else float("nan"),
+        psnr_to_server_db=to_server,
+    )
+
+
+def _reason(found: Comparison, max_drop: float) -> str:
+    told = f"{found.task}: {100 * found.difference:+.2f} points ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
+    if found.outcome == "fail":
+        return f"{told}, {100 * max_drop:g} may be lost"
+    return f"{told}, too wide to tell a drop of {100 * max_drop:g}: about {found.frames_needed} frames would do"
+
+
+def _worst(name: str, task: str, seen: Sequence[Seen], device: Meter, wanted: Meter, *, labelled: bool) -> list[Bad]:
+    """The frames where the device fell furthest behind the server by each frame's own metric; without labels in dB."""
+    psnr = [s["restored"].get(name, {}).get(task, {}).get("psnr_to_server_db") for s in seen]
+    if labelled:
+        each = np.eye(len(seen))
+        mine, theirs = (np.nan_to_num(_frame_by_frame(m, each)) for m in (device, wanted))
+        order = np.argsort(mine - theirs, kind="stable")[:WORST]
+        chosen = [int(i) for i in order if mine[i] < theirs[i]]
+        return [_bad(task, seen[i], float(theirs[i]), float(mine[i]), psnr[i]) for i in chosen]
+    differing = [i for i, s in enumerate(seen) if s["same"].get(name, {}).get(task) is False]
+    chosen = sorted(differing, key=lambda i: psnr[i] or 0.0)[:WORST]
+    return [_bad(task, seen[i], None, None, psnr[i]) for i in chosen]
+
+
+def _frame_by_frame(metric: Meter, each: Floats) -> Floats:
+    return np.concatenate([metric(each[i : i + 100]) for i in range(0, len(each), 100)])
+
+
+def _bad(task: str, seen: Seen, theirs: float | None, mine: float | None, psnr: float | None) -> Bad:
+    return Bad(task=task, frame=seen["name"], index=seen["i"], server=theirs, device=mine, psnr_to_server_db=psnr)
