@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from tasktok_edge.errors import FrameError, UsageError
+from tasktok_edge.errors import FrameError, UsageError, unknown_word
 from tasktok_edge.manifest import function_name
+from tasktok_edge.recording import Recorder, everything
 from tasktok_edge.runtimes import Answer, Classification, Segmentation, Session, load
 
 SHOWN_SCORE = 0.3
@@ -31,6 +32,9 @@ def restore_command(
         bool, typer.Option("--isolate", help="run the engine in a process of its own: for bundles of others")
     ] = False,
     public_key: Annotated[Path | None, typer.Option(help="PEM file: open only a bundle that its owner signed")] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="new folder: keep frames and answers for validate --recorded, of all tasks or --task")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Restore pictures with a bundle and give the task's answer for each."""
@@ -40,6 +44,9 @@ def restore_command(
     if twice:
         raise UsageError(f"two pictures are named {', '.join(sorted(twice))}: their restored files would be one")
     with load(bundle, device, tokens=tokens, isolate=isolate, public_key=public_key) as session:
+        if record is not None:
+            _record(session, frames, [path.name for path in pictures], task, record)
+            return
         rows = list(_restore(session, frames, names, task, out))
         where = f"{session.bundle.manifest.name} on {session.device.native}, {session.precision}"
     if as_json:
@@ -65,6 +72,24 @@ def _restore(
             raise UsageError(f"{path} could not be written: choose another --out")
         said = "no answer: the bundle holds no task network" if result is None else say(result.answer)
         yield {"picture": name, "restored": str(path), "said": said, "answer": _plain(result.answer) if result else None}
+
+
+def _record(session: Session, frames: list[NDArray[np.uint8]], names: list[str], task: str | None, folder: Path) -> None:
+    manifest, report = session.bundle.manifest, session.report
+    head = {
+        "name": manifest.name,
+        "sha256": session.bundle.sha256,
+        "engine": f"{report.engine} {report.engine_version}",
+        "device": session.device.native,
+        "precision": session.precision,
+    }
+    if task is not None and task not in session.tasks:
+        raise unknown_word("task", task, session.tasks)
+    tasks = session.tasks if task is None else (task,)
+    with Recorder(folder, head, {t: manifest.tasks[t].labels for t in tasks}) as recorder:
+        for frame, name in zip(frames, names, strict=True):
+            recorder.add(name, frame, everything(session, frame, tasks))
+    print(f"recorded {len(frames)} frames for {', '.join(tasks)} in {folder}")
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:

@@ -201,10 +201,22 @@ def demo(
 def scenes(
     out: Annotated[Path, typer.Option(help="the picture to write (.png)")] = Path("out/scenes.png"),
     index: Annotated[int, typer.Option(help="which scene of the validation split", min=0)] = 0,
+    frames: Annotated[
+        int | None, typer.Option(help="in the place of a picture: so many held-out degraded frames, PNGs in the folder --out")
+    ] = None,
+    degradation: Annotated[list[str] | None, typer.Option(help="of these frames, as validate takes it; default mix-b")] = None,
+    severity: Annotated[list[int] | None, typer.Option(help="1 to 5; may be given several times")] = None,
 ) -> None:
-    """Draw a contact sheet: one scene, its labels, a clip, and every degradation."""
+    """Draw a contact sheet: one scene, its labels, a clip, and every degradation; or write the frames that validate uses."""
     from tasktok_edge.data.contact_sheet import contact_sheet
 
+    if frames is not None:
+        need("train", "torch")
+        from tasktok_edge.data.sources import Scenes, degradations, write_frames
+
+        write_frames(out, Scenes(frames, degradations(degradation or ["mix-b"], severity or [3])))
+        console.print(f"saved {frames} frames in {out}", soft_wrap=True, highlight=False)
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(out, index=index)
     console.print(f"saved {out}", soft_wrap=True, highlight=False)

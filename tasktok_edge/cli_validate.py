@@ -15,9 +15,12 @@ def validate_command(
         list[Path] | None, typer.Option(help="a bundle; may be given several times; none: the shipped int8 model is exported")
     ] = None,
     server: Annotated[str, typer.Option("--checkpoint", help="the server model to compare with")] = "scenes-server",
+    recorded: Annotated[
+        list[Path] | None, typer.Option(help="what run --record wrote on a device, in the place of a bundle; several times")
+    ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(help="VOC2012's or ImageNet's tree, pairs in gt and lq, pictures, or a video; none: held-out scenes"),
+        str | None,
+        typer.Option(help="scenes (default), VOC2012's or ImageNet's tree, pairs in gt and lq, pictures, or a video"),
     ] = None,
     paired: Annotated[Path | None, typer.Option(help="stored pairs (gt, lq) of the tree that --data names")] = None,
     task: Annotated[list[str] | None, typer.Option(help="keep to this task; may be given several times")] = None,
@@ -31,6 +34,10 @@ def validate_command(
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
     threads: Annotated[int | None, typer.Option(help="for every engine; default: as they choose", min=1)] = None,
     tokens: Annotated[int | None, typer.Option(help="a budget that the bundles were built with")] = None,
+    same_as: Annotated[
+        str | None,
+        typer.Option(help="the checkpoint whose answers count as the same, such as the bundle's own; default: the server"),
+    ] = None,
     max_drop: Annotated[float, typer.Option(help="points that a task may lose against the server", min=0.01)] = 1.0,
     min_psnr: Annotated[float | None, typer.Option(help="dB that restored frames must be near the server's")] = None,
     out: Annotated[Path, typer.Option(help="folder for report.html, report.json, and what was seen of each frame")] = Path(
@@ -48,8 +55,9 @@ def validate_command(
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: name a folder")
     wish = Wish(
-        bundles=tuple(bundle or [_shipped(out)]),
+        bundles=tuple(bundle or ([] if recorded else [_shipped(out)])),
         out=out,
+        recorded=tuple(recorded or ()),
         server=server,
         data=data,
         paired=paired,
@@ -60,6 +68,7 @@ def validate_command(
         device=device,
         threads=threads,
         tokens=tokens,
+        same_as=same_as,
         max_drop=max_drop / 100,
         min_psnr_db=min_psnr,
     )
@@ -72,7 +81,8 @@ def validate_command(
         with errors.status("report"):
             (out / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
             write_page(out / "report.html", found)
-    console.print(accuracy_table(report))
+    if any(column.metrics for column in report.columns):
+        console.print(accuracy_table(report))
     if report.groups:
         console.print(groups_table(report))
     console.print(verdict_table(report))

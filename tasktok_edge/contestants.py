@@ -6,20 +6,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tasktok_edge.bundle import read_bundle
 from tasktok_edge.data.sources import Item
 from tasktok_edge.errors import UsageError
 from tasktok_edge.model.checkpoint import Checkpoint, has_oracles, load_checkpoint, load_oracles
+from tasktok_edge.recording import Found, Frame, Recording, everything, frame_sha256
 from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import Session, load
 from tasktok_edge.runtimes.answers import Answer
 from tasktok_edge.scores import without_restoration
 
-Frame = NDArray[np.uint8]
-Found = Mapping[str, tuple[Frame | None, Answer | None]]  # task -> restored frame, answer
+RECORDED = ", recorded"  # behind the name of a bundle that answered elsewhere
 
 
 @dataclass(frozen=True)
@@ -80,14 +77,9 @@ def on_device(
     where = judging_device(bundle) if device == "auto" else device
     session: Session = stack.enter_context(load(bundle, where, proof="measured", threads=threads, tokens=tokens))
     manifest = session.bundle.manifest
-    answering = {t for t in session.tasks if any(f.name.startswith(f"predict/{t}") for f in manifest.functions)}
 
     def answer(item: Item, tasks: Sequence[str]) -> Found:
-        found: dict[str, tuple[Frame | None, Answer | None]] = {}
-        both = [t for t in tasks if t in answering]
-        if both:
-            found = {t: (r.frame, r.answer) for t, r in session(item.frame, tasks=both).items()}
-        return found | {t: (session.restore(item.frame, t), None) for t in tasks if t not in answering}
+        return everything(session, item.frame, tasks)
 
     known = {
         "sha256": session.bundle.sha256,
@@ -97,6 +89,18 @@ def on_device(
     }
     selected = {t: (manifest.tasks[t].n_tokens, manifest.tasks[t].selected_tokens) for t in session.tasks}
     return Contestant(manifest.name, session.tasks, answer, True, known, selected)
+
+
+def recorded(folder: Path) -> Contestant:
+    """What a device recorded (`run --record`), for the frames that it saw."""
+    recording = Recording(folder)
+
+    def answer(item: Item, tasks: Sequence[str]) -> Found:
+        found = recording.read(recording.places[frame_sha256(item.frame)])[1]
+        return {task: found[task] for task in tasks}
+
+    known = {key: value for key, value in recording.head.items() if key != "name"}
+    return Contestant(f"{recording.head['name']}{RECORDED}", recording.tasks, answer, True, known)
 
 
 def other_model(name: str) -> Contestant:

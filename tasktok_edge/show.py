@@ -144,7 +144,7 @@ def verdict_table(found: Report) -> Table:
                 f"{100 * one.server:.2f}",
                 f"{100 * one.device:.2f}",
                 interval,
-                f"{one.agreement:.1%}",
+                "-" if one.agreement is None else f"{one.agreement:.1%}",
                 away,
                 one.outcome + more,
             )
@@ -167,7 +167,7 @@ def groups_table(found: Report) -> Table:
 def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[str]:
     """Print the demo's tables and picture path; gives what fell short of parity, empty when all is well."""
     report = outcome.report
-    agreement = {bundle.name: {one.task: one.agreement for one in bundle.tasks} for bundle in report.bundles}
+    agreement = {bundle.name: {one.task: one.agreement or 0.0 for one in bundle.tasks} for bundle in report.bundles}
     console.print(accuracy_table(report))
     table = Table(
         "bundle",

@@ -1,7 +1,6 @@
 """Does the device see what the server saw? Both on the same frames, the difference with its interval, and a verdict."""
 
 import datetime
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,20 +14,24 @@ from numpy.typing import NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from tasktok_edge import __version__
-from tasktok_edge.contestants import Contestant, check_labels, on_device, other_model, server, unrestored
-from tasktok_edge.data.sources import Degradation, Item, Scenes, Source, open_source
+from tasktok_edge.contestants import RECORDED, Contestant, check_labels, on_device, other_model, recorded, server, unrestored
+from tasktok_edge.data.recorded import Both, Recorded
+from tasktok_edge.data.sources import Degradation, Item, Source, open_source
 from tasktok_edge.errors import UsageError, unknown_word
 from tasktok_edge.evidence import observe
 from tasktok_edge.machine import machine
 from tasktok_edge.metrics import same_answer
 from tasktok_edge.model.checkpoint import load_checkpoint
+from tasktok_edge.model.config import TaskTokConfig
 from tasktok_edge.progress import Doing
+from tasktok_edge.recording import Recording, frame_sha256
 from tasktok_edge.report import Report
 from tasktok_edge.scores import check_answers_scenes
 from tasktok_edge.shards import Seen, keep, read, run_folder, share, wait_for_all
 from tasktok_edge.verdict import judge
 
 MAX_DB = 100.0  # two equal frames
+SCENES = "scenes"
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class Wish:
 
     bundles: tuple[Path, ...]
     out: Path
+    recorded: tuple[Path, ...] = ()  # what devices answered elsewhere; their frames are then what is judged on
     server: str = "scenes-server"
-    data: Path | None = None
+    data: str | None = None  # SCENES, or a path; None: scenes, or the frames of `recorded`
     paired: Path | None = None
     n: int = 500
     degraded: tuple[Degradation, ...] = ()
@@ -72,26 +76,24 @@ def validate(wish: Wish, stack: ExitStack) -> Iterator[Doing | Validation]:
     for task in wish.tasks:
         if task not in config.tasks:
             raise unknown_word("task", task, config.tasks)
-    source = open_source(
-        wish.data,
-        n=wish.n,
-        degraded=wish.degraded,
-        seed=wish.seed,
-        image_size=config.image_size,
-        tasks=tuple(config.tasks),
-        paired=wish.paired,
-    )
-    if isinstance(source, Scenes):
+    source = _source(wish, config)
+    if source.labels and wish.data in (None, SCENES):
         check_answers_scenes(checkpoint.model)
     check_labels(source.labels, checkpoint)
-    tasks = tuple(t for t in config.tasks if t in source.tasks and (not wish.tasks or t in wish.tasks))
-    if not tasks:
-        raise UsageError(f"{source.told} has {', '.join(source.tasks)}: nothing that is asked for of {wish.server}")
     everyone = [*(unrestored(checkpoint) if source.labels else []), server("server", checkpoint)]
     if wish.same_as is not None and load_checkpoint(wish.same_as).sha256 != checkpoint.sha256:
         everyone.append(other_model(wish.same_as))
     reference = everyone[-1].name
-    everyone += [on_device(b, stack, device=wish.device, threads=wish.threads, tokens=wish.tokens) for b in wish.bundles]
+    devices = [recorded(folder) for folder in wish.recorded]
+    devices += [on_device(b, stack, device=wish.device, threads=wish.threads, tokens=wish.tokens) for b in wish.bundles]
+    everyone += devices
+    _check_same(everyone, wish)
+    offered = {t for t in source.tasks if any(t in one.tasks for one in devices)}
+    tasks = tuple(t for t in config.tasks if t in offered and (not wish.tasks or t in wish.tasks))
+    if not tasks:
+        raise UsageError(
+            f"{source.told} and the bundles have {', '.join(sorted(offered)) or 'no task'} in common, nothing asked for"
+        )
     twice = {c.name for c in everyone if [d.name for d in everyone].count(c.name) > 1}
     if twice:
         raise UsageError(f"two bundles are named {', '.join(sorted(twice))}: validate one at a time")
@@ -134,6 +136,32 @@ def validate(wish: Wish, stack: ExitStack) -> Iterator[Doing | Validation]:
     yield Validation(report, source, everyone, seen)
 
 
+def _check_same(everyone: Sequence[Contestant], wish: Wish) -> None:
+    """What was recorded must be of the bundles that are given beside it."""
+    known = {c.known["sha256"] for c in everyone[-len(wish.bundles) :]} if wish.bundles else set()
+    for one in everyone:
+        if known and one.name.endswith(RECORDED) and one.known["sha256"] not in known:
+            raise UsageError(f"{one.name}: it was recorded with another bundle than {', '.join(map(str, wish.bundles))}")
+
+
+def _source(wish: Wish, config: TaskTokConfig) -> Source:
+    recordings = [Recording(folder) for folder in wish.recorded]
+    if recordings and wish.data is None:
+        if len(recordings) > 1:
+            raise UsageError("several recordings need --data: the frames that all of them saw")
+        return Recorded(recordings[0])
+    source = open_source(
+        Path(wish.data) if wish.data not in (None, SCENES) else None,
+        n=wish.n,
+        degraded=wish.degraded,
+        seed=wish.seed,
+        image_size=config.image_size,
+        tasks=tuple(config.tasks),
+        paired=wish.paired,
+    )
+    return Both(source, recordings) if recordings else source
+
+
 def look(i: int, item: Item, everyone: Sequence[Contestant], tasks: Sequence[str], reference: str) -> Seen:
     """Everything that will be needed of one frame, as JSON takes it."""
     seen: Seen = {
@@ -164,11 +192,6 @@ def look(i: int, item: Item, everyone: Sequence[Contestant], tasks: Sequence[str
             if answer is not None and wanted is not None:
                 seen["same"].setdefault(one.name, {})[task] = same_answer(answer, wanted)
     return seen
-
-
-def frame_sha256(frame: NDArray[np.uint8]) -> str:
-    """What a frame is known by: its size and its bytes."""
-    return hashlib.sha256(str(frame.shape).encode() + np.ascontiguousarray(frame).tobytes()).hexdigest()
 
 
 def psnr_db(frame: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:

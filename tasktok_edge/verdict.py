@@ -70,13 +70,15 @@ def _column(name: str, by_task: Mapping[str, Sequence[Seen]], kinds: Mapping[str
         observed = _observed(seen, name, task)
         if observed:
             once = np.ones((1, len(observed)))
-            found["metrics"][task] = float(meter(kinds[task], observed)(once)[0])
+            value = float(meter(kinds[task], observed)(once)[0])
+            if np.isfinite(value):  # not where there is no object at all
+                found["metrics"][task] = value
             if kinds[task] == "cls":
                 found["top_5"][task] = float(top(observed, 5)(once)[0])
         for measure in ("psnr_db", "ssim"):
-            value = _measured(seen, name, task, measure)
-            if value is not None:
-                found[measure][task] = value
+            mean = _measured(seen, name, task, measure)
+            if mean is not None:
+                found[measure][task] = mean
     return Column(name=name, **found)
 
 
@@ -110,7 +112,7 @@ def _judged(
     max_drop: float,
     min_psnr_db: float | None,
 ) -> Judged:
-    comparisons, worst, reasons = [], list[Bad](), []
+    comparisons, worst, reasons = [], list[Bad](), list[tuple[Outcome, str]]()
     outcomes: list[Outcome] = ["pass"]
     for task, seen in by_task.items():
         if task not in one.tasks or not seen:
@@ -123,18 +125,20 @@ def _judged(
             comparisons.append(found)
             outcomes.append(found.outcome)
             if found.outcome != "pass":
-                reasons.append(_reason(found, max_drop))
+                reasons.append((found.outcome, _reason(found, max_drop)))
             worst += _worst(one.name, task, seen, device, wanted, labelled=found.metric != "same answers")
         if min_psnr_db is not None and to_server is not None and to_server < min_psnr_db:
             outcomes.append("fail")
-            reasons.append(f"{task}: restored frames are {to_server:.1f} dB from the server's, {min_psnr_db:g} dB asked")
+            told = f"{task}: restored frames are {to_server:.1f} dB from the server's, {min_psnr_db:g} dB asked"
+            reasons.append(("fail", told))
+    outcome = max(outcomes, key=ORDER.__getitem__)
     return Judged(
         name=one.name,
         **one.known,
         tasks=tuple(comparisons),
         worst=tuple(worst),
-        outcome=max(outcomes, key=ORDER.__getitem__),
-        reasons=tuple(reasons),
+        outcome=outcome,
+        reasons=tuple(told for what, told in reasons if what == outcome),
     )
 
 
@@ -163,7 +167,7 @@ def _comparison(
         high=interval.high,
         outcome=interval.outcome(max_drop),
         frames_needed=interval.frames_needed(max_drop, n),
-        agreement=float(np.mean(same)) if same else float("nan"),
+        agreement=float(np.mean(same)) if same else None,
         psnr_to_server_db=to_server,
     )
 

@@ -282,3 +282,12 @@ def open_source(
 
 def _has(folder: Path, *names: str) -> bool:
     return any((folder / name).is_dir() for name in names)
+
+
+def write_frames(folder: Path, source: Source) -> None:
+    """Write every frame of a source as a PNG, losslessly, under its name: what a device can be given."""
+    if folder.is_file() or folder.suffix.lower() == ".png":
+        raise UsageError(f"--out {folder} must be a folder for frames")
+    folder.mkdir(parents=True, exist_ok=True)
+    for item in source.items(range(len(source))):
+        cv2.imwrite(str(folder / f"{item.name.replace(' ', '-')}.png"), cv2.cvtColor(item.frame, cv2.COLOR_RGB2BGR))
