@@ -23,6 +23,7 @@ from tasktok_edge.bundle import (
 )
 from tasktok_edge.export import Target, exporter, package_versions
 from tasktok_edge.export.graph import Function, Place, Say, model_functions, output_names
+from tasktok_edge.macs import function_macs
 from tasktok_edge.manifest import Scheme
 from tasktok_edge.model.checkpoint import SHIPPED, Checkpoint, checkpoint_folder
 from tasktok_edge.model.tasktok import TaskTok
@@ -67,6 +68,7 @@ def write_bundle(
     versions = package_versions(target)
     model = checkpoint.model
     functions = model_functions(model.config, tasks, budgets)
+    macs = {f.choice: function_macs(model, f.task, tokens=f.tokens) for f in functions if f.kind == "restore"}
     places = exporter(target).build(model, functions, folder, precision=precision, say=say, **(options or {}))
     # Half of each number is enough where 45 dB are asked.
     half = precision == "int8"
@@ -83,7 +85,7 @@ def write_bundle(
         input=Preprocessing(size=model.config.image_size, resize=model.config.resize),
         tasks={task: _task_spec(model, task) for task in tasks},
         quantization=_schemes(model, tasks),
-        functions=[_function_spec(model, f, places[f], answers) for f in functions],
+        functions=[_function_spec(model, f, places[f], macs[f.choice], answers) for f in functions],
         parity=Parity(
             status="not_run",
             floor_db=floor_db(model, precision),
@@ -135,7 +137,9 @@ def _task_spec(model: TaskTok, task: str) -> TaskSpec:
     )
 
 
-def _function_spec(model: TaskTok, function: Function, place: Place, answers: dict[str, NDArray[np.float32]]) -> FunctionSpec:
+def _function_spec(
+    model: TaskTok, function: Function, place: Place, macs: tuple[int, int], answers: dict[str, NDArray[np.float32]]
+) -> FunctionSpec:
     names = output_names(function, model.config.tasks[function.task].kind)
     return FunctionSpec(
         name=function.name,
@@ -144,6 +148,7 @@ def _function_spec(model: TaskTok, function: Function, place: Place, answers: di
         tokens=function.tokens,
         file=place.file,
         entry=place.entry,
+        macs=macs[function.kind == "predict"],
         outputs=tuple(TensorSpec(name=n, shape=(1, *answers[n].shape[1:]), dtype="float32") for n in names),
     )
 

@@ -1,7 +1,6 @@
 """What it costs: latency side by side, interleaved in one run, so that a noisy machine still gives a ratio."""
 
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -11,114 +10,36 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from tasktok_edge.alternatives import Answering, ByTask, accuracy, alternatives
+from tasktok_edge.costs import Cost, energy_j, peak_macs, peak_memory
 from tasktok_edge.data.heldout import held_out
+from tasktok_edge.errors import UsageError
 from tasktok_edge.export.graph import Function, model_functions
 from tasktok_edge.frames import crop_resize, windows
-from tasktok_edge.machine import cores, processor, versions
-from tasktok_edge.model.checkpoint import load_checkpoint
+from tasktok_edge.machine import cores, governor, processor, versions
+from tasktok_edge.macs import count
+from tasktok_edge.manifest import function_name
+from tasktok_edge.model.checkpoint import Checkpoint, load_checkpoint
 from tasktok_edge.model.tasktok import TaskTok
-from tasktok_edge.plain import TOOLS, Export, Plain, plain_export
+from tasktok_edge.plain import Export, Plain, plain_export
 from tasktok_edge.progress import Doing
 from tasktok_edge.published import candidates
 from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import Session, load
+from tasktok_edge.runtimes.answers import Answer
+from tasktok_edge.scaling import Scale
+from tasktok_edge.scores import Predict, check_answers_scenes
 from tasktok_edge.starts import Start, start_of
+from tasktok_edge.timing import Latency, measure
 
-WARM_UP = 5
-BURST = 5  # counted calls of a turn, behind one that is not
 OVERHEAD_RUNS = 60
+WORSE = 1.05  # of a ratio, where --compare calls it slower
 # Before each call where engines have helper threads: ONNX Runtime's spin on after a call, and slow whoever comes next. With
 # both on one core OpenVINO took 19 ms after rests of 0 to 50 ms, 15 ms after one of 100.
 REST_S = 0.1
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Of one candidate's times to another's, run by run: the median, and the 10th and 90th percentile."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Times of one candidate in milliseconds, and its ratio to the first candidate, pair by pair."""
-
-    name: str
-    p50_ms: float
-    p90_ms: float
-    ratio: float  # median of (this / first), run by run
-    ratio_low: float  # 10th and 90th percentile of the same
-    ratio_high: float
-    to_peer: Ratio | None = None  # to the fastest of the peers, by its median
-
-
-def measure(
-    candidates: Mapping[str, Callable[[], object]],
-    *,
-    runs: int,
-    peers: Sequence[str] = (),
-    rest_s: float = 0.0,
-    on_round: Callable[[int], None] = lambda _: None,
-) -> list[Latency]:
-    """Measure candidates in turn, A B C A B C …, with a rest before each turn, as a stream of frames finds them.
-
-    A turn is one call that brings the candidate's weights back into the caches, then a few that count; their median is the
-    turn's time. One call a turn would time the caches that the candidate before has emptied: of a small model that is two
-    thirds. The first candidate is what the others are compared with, and where there are `peers`, the fastest of them too.
-    """
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for done in _rounds(candidates, runs, times, rest_s):
-        on_round(done)
-    first = next(iter(times.values()))
-    peer = min((times[name] for name in peers), key=statistics.median, default=None)
-    return [_latency(name, values, first, peer) for name, values in times.items()]
-
-
-def _rounds(
-    candidates: Mapping[str, Callable[[], object]], runs: int, times: dict[str, list[float]], rest_s: float
-) -> Iterator[int]:
-    for run in candidates.values():
-        for _ in range(WARM_UP):
-            run()
-    for done in range(1, runs + 1):
-        for name, run in candidates.items():
-            if rest_s:
-                time.sleep(rest_s)
-            run()
-            times[name].append(statistics.median(_timed(run) for _ in range(BURST)))
-        yield done
-
-
-def _timed(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return (time.perf_counter() - start) * 1e3
-
-
-def _latency(name: str, values: list[float], first: list[float], peer: list[float] | None) -> Latency:
-    ratio = _ratio(values, first)
-    return Latency(
-        name,
-        p50_ms=statistics.median(values),
-        p90_ms=_percentile(sorted(values), 0.9),
-        ratio=ratio.median,
-        ratio_low=ratio.low,
-        ratio_high=ratio.high,
-        to_peer=_ratio(values, peer) if peer else None,
-    )
-
-
-def _ratio(values: list[float], others: list[float]) -> Ratio:
-    ratios = sorted(v / o for v, o in zip(values, others, strict=True))
-    return Ratio(statistics.median(ratios), _percentile(ratios, 0.1), _percentile(ratios, 0.9))
-
-
-def _percentile(ordered: list[float], share: float) -> float:
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
 @dataclass(frozen=True)
@@ -142,6 +63,13 @@ class Comparison:
     starts: list[Start] = field(default_factory=list)
     runs_on: dict[str, str] = field(default_factory=dict)  # candidate -> device, effective precision
     agreement_db: dict[str, dict[str, float]] = field(default_factory=dict)  # task -> plain export -> to the server, one frame
+    costs: list[Cost] = field(default_factory=list)
+    macs: dict[str, dict[str, int]] = field(default_factory=dict)  # task -> candidate -> multiply-adds of its call
+    peak_macs: dict[str, float] = field(default_factory=dict)  # precision -> multiply-adds a second of a square product
+    parts: list[Latency] = field(default_factory=list)  # of the server in PyTorch, for the first task; the whole is the first
+    part_macs: dict[str, int] = field(default_factory=dict)
+    accuracy: ByTask = field(default_factory=dict)  # task -> candidate -> its metric
+    accuracy_frames: int = 0
     core_share: float | None = None  # of its core's time that one thread got, the worst task; low: others spoiled the figures
 
 
@@ -152,34 +80,39 @@ def compare(
     device: str = "auto",
     runs: int,
     threads: Sequence[int],
-    plain: bool = False,
+    tools: Sequence[str] = (),
+    accuracy_frames: int = 0,
 ) -> Iterator[Doing | list[Comparison]]:
-    """Measure frame in, answer out of the server model, with `plain` of its plain exports too, and of every bundle.
+    """Measure frame in, answer out of the server model, of what `tools` make of it, of alternatives, and of every bundle.
 
-    Yields what is done, and last a `Comparison` for each number of threads. Raises VerdictError where a plain export does
-    not answer as the server does.
+    With `accuracy_frames` everyone also answers so many held-out frames, once. Yields what is done, and last a `Comparison`
+    for each number of threads. Raises VerdictError where a plain export does not answer as the server does.
     """
-    teacher = Reference(load_checkpoint(server).model)
-    found = []
+    checkpoint = load_checkpoint(server)
+    teacher = Reference(checkpoint.model)
+    found: list[Comparison] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # engines may map their files to the end
         exports: list[Export] = []  # made once, opened for every number of threads
         for n in threads:
             _set_threads(n)
             sessions = [load(bundle, device, threads=n, proof="measured") for bundle in bundles]
             functions = [_function(task, teacher.model, sessions) for task in teacher.tasks]
-            if plain and not exports:
-                for function, tool in product(functions, TOOLS):
+            if tools and not exports:
+                for function, tool in product(functions, tools):
                     yield Doing(f"plain export of {function.name}, {tool}")
                     exports.append(plain_export(tool, teacher.model, function, Path(folder)))
-            found.append((yield from _compared(server, teacher, sessions, exports, functions, runs=runs, threads=n)))
+            others = alternatives(checkpoint)
+            one = yield from _compared(server, teacher, sessions, exports, others, functions, runs=runs, threads=n)
+            if accuracy_frames and not found:  # the number of threads changes no answer
+                one.accuracy = yield from _accuracy(server, checkpoint, sessions, others, accuracy_frames)
+                one.accuracy_frames = accuracy_frames
+            found.append(one)
             for session in sessions:
                 session.close()
     yield found
 
 
 def _set_threads(n: int) -> None:
-    import torch
-
     torch.set_num_threads(n)
 
 
@@ -197,6 +130,7 @@ def _compared(
     teacher: Reference,
     sessions: Sequence[Session],
     exports: Sequence[Export],
+    others: Mapping[str, Predict],
     functions: Sequence[Function],
     *,
     runs: int,
@@ -225,6 +159,10 @@ def _compared(
             name: partial(judged.predict if function.kind == "predict" else judged.restore, frame, task)
             for name, judged in named.items()
         }
+        if function.kind == "predict":
+            calls |= {name: partial(predict, frame, task) for name, predict in others.items()}
+            found.runs_on |= dict.fromkeys(others, "CPU, fp32")
+        found.macs[task] = _macs(teacher.model, function, [first, *peers], sessions)
         wall, cpu = time.perf_counter(), time.process_time()
         found.latency[task] = measure(calls, runs=runs, peers=peers, rest_s=REST_S if threads > 1 else 0.0)
         if threads == 1:
@@ -238,7 +176,83 @@ def _compared(
         ):  # one that answers wrongly starts nowhere
             yield Doing(f"starts, {session.bundle.manifest.name}")
             found.starts.append(start_of(session.bundle.source, session.device.native, threads=threads))
+            yield Doing(f"memory and energy, {session.bundle.manifest.name}")
+            found.costs.append(_cost(session, held, threads=threads))
+    yield Doing("the parts of the server, and what products cost here")
+    found.parts = _parts(teacher, frame, runs=runs)
+    found.part_macs = {part.name: part.trained for part in count(teacher.model.config, {})}
+    precisions = sorted({where.rpartition(" ")[2] for where in found.runs_on.values()})
+    peaks = {p: peak_macs(p, threads=threads) for p in precisions}
+    found.peak_macs = {precision: peak for precision, peak in peaks.items() if peak is not None}
     return found
+
+
+def _accuracy(
+    server: str, checkpoint: Checkpoint, sessions: Sequence[Session], others: Mapping[str, Predict], n: int
+) -> Generator[Doing, None, ByTask]:
+    """Everyone's metrics; plain exports answer as the server does, to the decibels that were asked of them."""
+    teacher, config = Reference(checkpoint.model), checkpoint.model.config
+    check_answers_scenes(checkpoint.model)
+    named: dict[str, Answering] = {
+        f"{server}, PyTorch": lambda frame, tasks: {t: r.answer for t, r in teacher(frame, tasks).items()},
+        **{s.bundle.manifest.name: partial(_session_answers, s) for s in sessions},
+        **{
+            name: lambda frame, tasks, predict=predict: {t: predict(frame, t) for t in tasks}  # type: ignore[misc]
+            for name, predict in others.items()
+        },
+    }
+    kinds = {task: part.kind for task, part in config.tasks.items()}
+    return (yield from accuracy(named, list(kinds), kinds, n=n))
+
+
+def _session_answers(session: Session, frame: NDArray[np.uint8], tasks: Sequence[str]) -> Mapping[str, Answer]:
+    return session.predict(frame, tasks=[task for task in tasks if task in session.tasks])
+
+
+def _macs(model: TaskTok, function: Function, ours: Sequence[str], sessions: Sequence[Session]) -> dict[str, int]:
+    """Of the server and its plain exports, as trained; of bundles, by their manifests."""
+    parts = {part.name: part.trained for part in count(model.config, {})}
+    trained = sum(cost for name, cost in parts.items() if not name.endswith(" network"))
+    trained += parts.get(f"{function.task} network", 0) if function.kind == "predict" else 0
+    found = dict.fromkeys(ours, trained)
+    for session in sessions:
+        name = function_name(function.kind, function.task, session.tokens)
+        macs = next((f.macs for f in session.bundle.manifest.functions if f.name == name), 0)
+        found |= {session.bundle.manifest.name: macs} if macs else {}
+    return found
+
+
+def _cost(session: Session, held: NDArray[np.uint8], *, threads: int) -> Cost:
+    manifest, frame = session.bundle.manifest, crop_resize(held, windows(*held.shape[:2])[0], session.size)
+    return Cost(
+        manifest.name,
+        bytes=session.bundle.bytes,
+        peak_memory_bytes=peak_memory(session.bundle.source, session.device.native, threads=threads),
+        macs={f.name: f.macs for f in manifest.functions},
+        energy_j=energy_j(lambda: session.restore(frame, session.tasks[0])),
+    )
+
+
+def _parts(teacher: Reference, frame: NDArray[np.uint8], *, runs: int) -> list[Latency]:
+    """The parts of the model in PyTorch for its first task, each by itself, beside the whole."""
+    model, task = teacher.model, teacher.tasks[0]
+    with torch.inference_mode():
+        image = torch.from_numpy(frame[None]).permute(0, 3, 1, 2).float() / 255
+        picture = model.prerestorer(image)
+        z = model.tokens(picture)
+        replaced = model.replace_selected(z, task)
+        seen = model.shown(replaced, task)[1]
+        calls: dict[str, Callable[[], object]] = {
+            "whole": lambda: model.restore(image, task),
+            "pre-restorer": lambda: model.prerestorer(image),
+            "encoder": lambda: model.tokens(picture),
+            "refiner": lambda: model.replace_selected(z, task),
+            "decoder": lambda: model.decode(replaced),
+        }
+        if task in model.task_nets:
+            calls["whole"] = lambda: model(image, task)
+            calls[f"{task} network"] = lambda: model.task_net(task)(seen)
+        return measure(calls, runs=runs)
 
 
 def compare_forms(checkpoint: str, *, runs: int, threads: Sequence[int]) -> Iterator[Doing | list[Comparison]]:
@@ -271,11 +285,39 @@ def _overhead(session: Session, held: NDArray[np.uint8]) -> Overhead:
     return Overhead(session.bundle.manifest.name, task, engine_us, engine_us * (whole.ratio - 1), two_tasks)
 
 
-def save(found: Sequence[Comparison], file: Path, *, server: str, runs: int) -> None:
+def save(found: Sequence[Comparison], file: Path, *, server: str, runs: int, scales: Sequence[Scale] = ()) -> None:
     """Write the figures as JSON, with what they were measured on."""
-    measured_on = {"processor": processor(), "cores": cores(), "versions": versions()}
-    whole = {"server": server, "runs": runs, **measured_on, "tables": [asdict(one) for one in found]}
-    file.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    measured_on = {"processor": processor(), "cores": cores(), "governor": governor(), "versions": versions()}
+    tables = {"tables": [asdict(one) for one in found], "scaling": [asdict(one) for one in scales]}
+    file.write_text(json.dumps({"server": server, "runs": runs, **measured_on, **tables}, indent=2) + "\n", encoding="utf-8")
+
+
+def regressions(old: Path, found: Sequence[Comparison]) -> list[str]:
+    """What is slower than in a file of before, told by each candidate's ratio to the first, which a slower machine keeps.
+
+    A regression is a ratio whose 10th percentile lies above the old 90th, by 5 % or more. Raises UsageError for another file.
+    """
+    try:
+        tables = {table["threads"]: table["latency"] for table in json.loads(old.read_text(encoding="utf-8"))["tables"]}
+        before = {
+            (threads, task, one["name"]): (float(one["ratio"]), float(one["ratio_high"]))
+            for threads, latency in tables.items()
+            for task, figures in latency.items()
+            for one in figures[1:]
+        }
+    except FileNotFoundError:
+        raise UsageError(f"there is no file {old} to compare with: bench --out writes one") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(f"{old} holds no figures of bench: {error!r}") from None
+    slower = []
+    for table in found:
+        for task, figures in table.latency.items():
+            for one in figures[1:]:
+                ratio, high = before.get((table.threads, task, one.name), (0.0, float("inf")))
+                if one.ratio_low > high * WORSE:
+                    told = f"{one.name}, {task}, {table.threads} thread{'s' * (table.threads > 1)}"
+                    slower.append(f"{told}: {one.ratio:.2f} of the first, was {ratio:.2f}")
+    return slower
 
 
 if __name__ == "__main__":  # python -m tasktok_edge.bench

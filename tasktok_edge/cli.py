@@ -131,50 +131,6 @@ def _coreml_options(deployment_target: str | None, wanted: Sequence[str], precis
 
 
 @app.command()
-def bench(
-    bundles: Annotated[
-        list[Path] | None, typer.Argument(help="bundles to measure; none, nor --against: what the exact rewrites save")
-    ] = None,
-    server: Annotated[str, typer.Option("--checkpoint", help="the server model, the others' measure")] = "scenes-server",
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
-    runs: Annotated[int, typer.Option(help="rounds, each candidate a few calls a round", min=3)] = 40,
-    threads: Annotated[
-        list[int] | None, typer.Option(help="threads for every engine, default 1; given several times, a table each", min=1)
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option(help="plain: also what ONNX Runtime, OpenVINO and ExecuTorch make of the server by themselves")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="file for the figures, .json; replaced if it is there")] = None,
-) -> None:
-    """Latency of bundles beside the server model in PyTorch, and what the shim costs over its engine; interleaved, one run."""
-    if against not in (None, "plain"):
-        raise unknown_word("peer", against, ["plain"])
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        told = "is a folder" if out.is_dir() else f"cannot be written, there is no folder {out.parent}"
-        raise UsageError(f"--out {out} {told}: name a file in a folder that exists, such as bench.json")
-    need("train", "torch", "safetensors")
-    if against:
-        need("export", "onnx", "onnxscript", "onnxruntime", "openvino", "executorch")
-        hush_converters()
-    from tasktok_edge.bench import compare, compare_forms, save
-    from tasktok_edge.show import latency_table, progress_of, shim_table
-
-    counts = list(dict.fromkeys(threads or [1]))
-    if bundles or against:
-        steps = compare(bundles or [], server=server, device=device, runs=runs, threads=counts, plain=against == "plain")
-    else:
-        steps = compare_forms(server, runs=runs, threads=counts)
-    found = progress_of(errors, steps)
-    for one in found:
-        console.print(latency_table(one))
-        if one.overhead:
-            console.print(shim_table(one))
-    if out is not None:
-        save(found, out, server=server, runs=runs)
-        console.print(f"saved {out}", soft_wrap=True, highlight=False)
-
-
-@app.command()
 def demo(
     checkpoint: CheckpointOption = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8")] = "fp32",
@@ -266,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run a command and give its exit code: 0 done, 2 wrong use, 3 verdict failed, 4, 5, 130."""
     from tasktok_edge.apps.restore import restore_command
+    from tasktok_edge.cli_bench import bench_command
     from tasktok_edge.cli_checkpoints import convert_command, inspect_command
     from tasktok_edge.cli_diagnose import diagnose_command
     from tasktok_edge.cli_quantize import quantize_command
@@ -282,6 +239,7 @@ def run(arguments: list[str]) -> int:
         "greedy": greedy_command,
         "quantize": quantize_command,
         "validate": validate_command,
+        "bench": bench_command,
         "diagnose": diagnose_command,
         "neural-engine": neural_engine_command,
         "devices": devices_command,

@@ -55,7 +55,7 @@ def validate_command(
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: name a folder")
     wish = Wish(
-        bundles=tuple(bundle or ([] if recorded else [_shipped(out)])),
+        bundles=tuple(bundle or ([] if recorded else [shipped_bundle()])),
         out=out,
         recorded=tuple(recorded or ()),
         server=server,
@@ -94,8 +94,8 @@ def validate_command(
     console.print("pass")
 
 
-def _shipped(out: Path) -> Path:
-    """The shipped int8 model for ONNX Runtime or OpenVINO, exported where it is not there yet."""
+def shipped_bundle(out: Path = Path("out")) -> Path:
+    """The shipped int8 model for ONNX Runtime or OpenVINO, exported below `out` where it is not there yet."""
     from importlib.util import find_spec
 
     from tasktok_edge.export import Target

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from tasktok_edge.bench import Latency, measure
 from tasktok_edge.contestants import judging_device
 from tasktok_edge.data.heldout import HeldOut, held_out
 from tasktok_edge.export import TARGETS
@@ -21,6 +20,7 @@ from tasktok_edge.reference import Reference
 from tasktok_edge.report import Report
 from tasktok_edge.runtimes import Session, load
 from tasktok_edge.scores import check_answers_scenes
+from tasktok_edge.timing import Latency, measure
 from tasktok_edge.validate import Validation, Wish, validate
 
 SERVER = "scenes-server"

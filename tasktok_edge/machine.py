@@ -10,7 +10,8 @@ def machine(threads: int | None) -> str:
     """The machine, its cores, the threads each candidate was given (None: as engines choose), and the versions, in one line."""
     told = ", ".join(f"{package} {version}" for package, version in versions().items())
     given = "" if threads is None else f", {threads} thread{'s' * (threads > 1)} each"
-    return f"{processor()}, {cores()}{given}; {told}"
+    governed = f", governor {governor()}" if governor() else ""
+    return f"{processor()}, {cores()}{given}{governed}; {told}"
 
 
 def processor() -> str:
@@ -39,3 +40,9 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def governor() -> str | None:
+    """How the system sets the clock, such as performance or powersave; None where it does not say."""
+    file = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return file.read_text().strip() if file.is_file() else None

@@ -77,6 +77,13 @@ def count(config: TaskTokConfig, selected: Mapping[str, Sequence[int]]) -> list[
     return costs
 
 
+def function_macs(model: TaskTok, task: str, *, tokens: int | None = None) -> tuple[int, int]:
+    """Multiply-adds of the exported functions of a task for one frame: `restore`, and `predict`, which has the network too."""
+    parts = {part.name: part.exported for part in count(model.config, {task: model.switch.selected(task, tokens)})}
+    restore = sum(cost for name, cost in parts.items() if not name.endswith(" network"))
+    return restore, restore + parts.get(f"{task} network", 0)
+
+
 def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tasktok_edge.errors import BundleError
 
-SCHEMA_VERSION = 4  # 1 had segmentation logits with the channels last, 2 all values of the golden answers, 3 no budgets
+# 1 had segmentation logits with the channels last, 2 all values of the golden answers, 3 no budgets, 4 no multiply-adds.
+SCHEMA_VERSION = 5
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"  # of a signed bundle; signing.py
 MAX_MANIFEST_BYTES = 16 << 20  # a thousand times a large one
@@ -45,6 +46,7 @@ class FunctionSpec(_Part):
     """One thing the engine runs; `entry` is the engine's own name of it.
 
     `tokens` is its budget, where that is not the task's own selection: the tokens that matter most, and no more, are replaced.
+    `macs` are its multiply-adds for one frame; 0 where a network's cost is not known.
     """
 
     name: str
@@ -54,6 +56,7 @@ class FunctionSpec(_Part):
     file: str
     entry: str
     outputs: tuple[TensorSpec, ...]
+    macs: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _names(self) -> Self:

@@ -96,11 +96,30 @@ def _executorch(module: FrameIn, frame: Tensor, folder: Path) -> Open:
     return opened
 
 
+def _compiled(module: FrameIn, frame: Tensor, folder: Path) -> Open:
+    def opened(threads: int) -> tuple[str, Call]:
+        torch.set_num_threads(threads)
+        torch.compiler.reset()
+        compiled = torch.compile(module)  # by Inductor, which needs a C++ compiler
+
+        @torch.inference_mode()
+        def call(batch: NDArray[np.uint8]) -> list[NDArray[Any]]:
+            found = compiled(torch.from_numpy(batch))
+            return [output.numpy() for output in (found if isinstance(found, tuple) else (found,))]
+
+        return "fp32", call
+
+    return opened
+
+
+COMPILED = "torch.compile"
 TOOLS: dict[str, Callable[[FrameIn, Tensor, Path], Open]] = {
     "ONNX Runtime": _onnx,
     "OpenVINO": _openvino,
     "ExecuTorch": _executorch,
+    COMPILED: _compiled,
 }
+AGAINST = {"plain": ("ONNX Runtime", "OpenVINO", "ExecuTorch"), "compiled": (COMPILED,)}
 
 
 @dataclass(frozen=True)

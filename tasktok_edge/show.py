@@ -15,9 +15,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Column, Table
+from rich.table import Table
 
-from tasktok_edge.bench import Comparison, Ratio
 from tasktok_edge.demo import Outcome
 from tasktok_edge.machine import machine
 from tasktok_edge.manifest import Parity
@@ -31,7 +30,6 @@ NAMED = {
     "degraded": "degraded frames, no restoration",
     "server": "server model, PyTorch",
 }
-QUIET_SHARE = 0.9  # of a core: with less, a latency is how the system shares out time
 
 
 def progress_of(console: Console, steps: Iterator[Any]) -> Any:
@@ -206,48 +204,6 @@ def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[s
     console.print(f"tokens replaced: {chosen}", highlight=False)
     console.print(f"picture: {outcome.picture}", soft_wrap=True, highlight=False)
     return failed
-
-
-def latency_table(found: Comparison) -> Table:
-    """Medians and ratios by task and candidate, and what each ran on."""
-    peers = bool(found.agreement_db)
-    beside = ["x the first", *(["x the best plain"] if peers else [])]
-    table = Table(*(Column(name, no_wrap=True) for name in ("task", "candidate", "on", "p50 / p90 ms", *beside)))
-    table.columns[1].no_wrap, table.columns[1].overflow = False, "fold"  # a checkpoint's path may be long
-    table.caption = f"frame in, answer (or restored frame) out; interleaved; {machine(found.threads)}"
-    if peers:
-        kept = [db for by_name in found.agreement_db.values() for db in by_name.values()]
-        table.caption += f"\nplain exports answer a held-out frame as the first does, to {min(kept):.0f} dB or better"
-    if found.core_share is not None and found.core_share < QUIET_SHARE:
-        table.caption += f"\nno fair figures: other programs left these calls {found.core_share:.0%} of a core; run it alone"
-    for task, figures in found.latency.items():
-        table.add_section()
-        for one in figures:
-            ratios = [Ratio(one.ratio, one.ratio_low, one.ratio_high), *([one.to_peer] if one.to_peer else [])]
-            table.add_row(
-                task,
-                one.name,
-                found.runs_on.get(one.name, "-"),
-                f"{one.p50_ms:.2f} / {one.p90_ms:.2f}",
-                *(f"{r.median:.2f} ({r.low:.2f} to {r.high:.2f})" for r in ratios),
-            )
-    return table
-
-
-def shim_table(found: Comparison) -> Table:
-    """What the shim adds to a call, what a second task costs, and how long a start takes."""
-    table = Table("bundle", "the shim adds", "two tasks in one call", "first start", "second start")
-    table.caption = "restore for the first task; two tasks: times the first alone; start: from load to the first answer"
-    starts = {start.bundle: start for start in found.starts}
-    for o in found.overhead:
-        start = starts.get(o.bundle)
-        table.add_row(
-            o.bundle,
-            f"{o.shim_us:.0f} µs on {o.engine_us:.0f}, {o.shim_us / o.engine_us:.1%}",
-            "-" if o.two_tasks is None else f"{o.two_tasks:.2f} x",
-            *(("-", "-") if start is None else (f"{start.first_s:.2f} s", f"{start.second_s:.2f} s")),
-        )
-    return table
 
 
 def _worst(parity: Parity) -> str:

@@ -6,12 +6,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from tasktok_edge.bench import Latency, measure
 from tasktok_edge.data.heldout import HeldOut, held_out
 from tasktok_edge.errors import DeviceError, PackageError
 from tasktok_edge.export import TARGETS, Target
 from tasktok_edge.frames import crop_resize, windows
-from tasktok_edge.macs import count
+from tasktok_edge.macs import function_macs
 from tasktok_edge.manifest import Precision
 from tasktok_edge.model.checkpoint import SHIPPED, Checkpoint, has_oracles, load_checkpoint, load_oracles, save_checkpoint
 from tasktok_edge.model.tasktok import TaskTok
@@ -21,6 +20,7 @@ from tasktok_edge.quantize.shrink import RECIPES, Step, Wish, shrink
 from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import Session, load
 from tasktok_edge.scores import Scores, ask, check_answers_scenes, rate, without_restoration
+from tasktok_edge.timing import Latency, measure
 from tasktok_edge.train.loop import Progress
 
 TOLD = ("methods", "scope", "recipe", "steps", "sparsity", "level", "tokens", "keep_fp")
@@ -124,11 +124,7 @@ def precision_of(model: TaskTok) -> Precision:
 
 def _row(name: str, checkpoint: Checkpoint, scores: Scores) -> Row:
     model = checkpoint.model
-    macs = {}
-    for task in model.config.tasks:
-        parts = {part.name: part.exported for part in count(model.config, {task: model.switch.selected(task)})}
-        networks = {f"{other} network" for other in model.config.tasks if other != task}
-        macs[task] = sum(cost for part, cost in parts.items() if part not in networks)
+    macs = {task: function_macs(model, task)[1] for task in model.config.tasks}
     weights = sum(f.stat().st_size for f in checkpoint.path.glob("model.safetensors"))
     return Row(name, scores, weights, sum(p.numel() for p in model.parameters()), macs)
 

@@ -196,14 +196,14 @@ def look(i: int, item: Item, everyone: Sequence[Contestant], tasks: Sequence[str
 
 def psnr_db(frame: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """PSNR of two frames (H, W, 3) uint8, at most 100 dB."""
-    return float(min(cv2.PSNR(frame, other), MAX_DB))
+    return round(float(min(cv2.PSNR(frame, other), MAX_DB)), 4)
 
 
 def ssim(frame: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """Structural similarity of two frames (H, W, 3) uint8, by torchmetrics' default (Gaussian, 11 x 11, sigma 1.5)."""
     a, b = (torch.from_numpy(f).permute(2, 0, 1)[None].float() / 255 for f in (frame, other))
     found = structural_similarity_index_measure(a, b, data_range=1.0)
-    return float(found if isinstance(found, torch.Tensor) else found[0])
+    return round(float(found if isinstance(found, torch.Tensor) else found[0]), 6)
 
 
 if __name__ == "__main__":  # python -m tasktok_edge.validate

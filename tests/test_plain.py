@@ -11,18 +11,17 @@ from tasktok_edge.export.graph import Function
 from tasktok_edge.frames import crop_resize, windows
 from tasktok_edge.metrics import same_answer
 from tasktok_edge.model.tasktok import TaskTok
-from tasktok_edge.plain import TOOLS, Export, Plain, plain_export
+from tasktok_edge.plain import COMPILED, Export, Plain, plain_export
 from tasktok_edge.reference import Reference
 
-FUNCTIONS = [*(Function("predict", task) for task in ("cls", "seg", "det")), Function("restore", "seg")]
-QUICK = [(tool, function) for tool in TOOLS if tool != "ExecuTorch" for function in FUNCTIONS]
+FUNCTIONS = [Function("predict", "det"), Function("restore", "seg")]  # of two outputs, and of a frame
+QUICK = [(tool, function) for tool in ("ONNX Runtime", "OpenVINO") for function in FUNCTIONS]
+# Compilers' work, half a minute and more for each.
+SLOW = [pytest.param(tool, FUNCTIONS[0], marks=pytest.mark.large) for tool in ("ExecuTorch", COMPILED)]
 
 
 @pytest.mark.slow
-# ExecuTorch takes half a minute for each: detection is the one of two outputs.
-@pytest.mark.parametrize(
-    ("tool", "function"), [*QUICK, pytest.param("ExecuTorch", Function("predict", "det"), marks=pytest.mark.large)]
-)
+@pytest.mark.parametrize(("tool", "function"), [*QUICK, *SLOW])
 def test_each_plain_export_answers_as_eager_does(tool: str, function: Function, tiny: TaskTok, tmp_path: Path) -> None:
     held = next(held_out(1)).degraded
     frame = crop_resize(held, windows(*held.shape[:2])[0], tiny.config.image_size)
