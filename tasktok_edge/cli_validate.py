@@ -32,7 +32,7 @@ def validate_command(
     severity: Annotated[list[int] | None, typer.Option(help="1 to 5; may be given several times")] = None,
     seed: Annotated[int, typer.Option(help="of the degradation of --data")] = 231,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="for every engine; default: as they choose", min=1)] = None,
+    threads: Annotated[int, typer.Option(help="for every engine", min=1)] = 1,
     tokens: Annotated[int | None, typer.Option(help="a budget that the bundles were built with")] = None,
     same_as: Annotated[
         str | None,

@@ -86,7 +86,7 @@ class _Class:
 
     frame: NDArray[np.int64]  # (D,)
     right: NDArray[np.bool_]  # (T, D)
-    wrong: NDArray[np.bool_]  # (T, D); neither where pycocotools ignores one, such as a box of negative area
+    counts: NDArray[np.bool_]  # (T, D), right or wrong; pycocotools ignores some, such as boxes of negative area
     objects: Floats  # (n,) how many there are in each frame
 
 
@@ -105,23 +105,31 @@ def mean_ap(observations: Sequence[Observation]) -> Meter:
 
 
 def _average_precision(one: _Class, weights: Floats, recalls: Floats) -> Floats:
-    """For each row of weights the mean over thresholds of the precision at COCO's 101 recalls; NaN without any object."""
+    """For each row of weights the mean over thresholds of the precision at COCO's 101 recalls; NaN without any object.
+
+    Recall rises at true positives alone, and between two of them precision falls: it is looked at there, and nowhere else.
+    """
     objects = weights @ one.objects  # (B,)
     each = weights[:, one.frame]  # (B, D)
-    b, d = each.shape
-    total = np.zeros(b)
-    rows = np.arange(b)[:, None]
-    wanted = (recalls + 2 * rows).ravel()  # recall is at most 1: rows don't meet
-    for right, wrong in zip(one.right, one.wrong, strict=True):
-        true = np.cumsum(each * right, axis=1)
-        precision = true / (true + np.cumsum(each * wrong, axis=1) + np.spacing(1.0))
+    rows = np.arange(len(each))[:, None]
+    sums, counted, seen = np.zeros(len(each)), None, each
+    for right, counts in zip(one.right, one.counts, strict=True):
+        if counted is None or not np.array_equal(counts, counted):  # nearly always the same for all thresholds
+            counted, seen = counts, np.cumsum(each * counts, axis=1)
+        at = np.flatnonzero(right)
+        if not len(at):
+            continue
+        true = np.cumsum(each[:, at], axis=1)
+        precision = true / np.maximum(seen[:, at], np.spacing(1.0))
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            recall = np.nan_to_num(true / objects[:, None])
-        at = np.searchsorted((recall + 2 * rows).ravel(), wanted).reshape(b, -1) - rows * d
-        padded = np.concatenate([precision, np.zeros((b, 1))], axis=1)
-        total += padded[rows, np.minimum(at, d)].mean(axis=1)
-    return np.where(objects > 0, total / len(one.right), np.nan)
+        recall = true / np.maximum(objects, 1)[:, None]
+        # One search for all rows: recall is at most 1, so that rows 2 apart do not meet.
+        place = np.searchsorted((recall + 2 * rows).ravel(), (recalls + 2 * rows).ravel()).reshape(len(each), -1) - rows * len(
+            at
+        )
+        padded = np.concatenate([precision, np.zeros((len(each), 1))], axis=1)
+        sums += padded[rows, np.minimum(place, len(at))].mean(axis=1)
+    return np.where(objects > 0, sums / len(one.right), np.nan)
 
 
 def _matched(observations: Sequence[Observation]) -> tuple[list[_Class], Floats]:
@@ -160,5 +168,5 @@ def _matched(observations: Sequence[Observation]) -> tuple[list[_Class], Floats]
         none = np.zeros((len(judge.params.iouThrs), 0))
         matched = np.concatenate([none, *(e["dtMatches"] for _, e in seen)], axis=1)[:, order] > 0
         counts = np.concatenate([none, *(e["dtIgnore"] for _, e in seen)], axis=1)[:, order] == 0
-        classes.append(_Class(frame[order], matched & counts, ~matched & counts, objects))
+        classes.append(_Class(frame[order], matched & counts, counts, objects))
     return classes, np.asarray(judge.params.recThrs, np.float64)

@@ -9,8 +9,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from tasktok_edge.cli import run
 from tasktok_edge.data.sources import Scenes, degradations, write_frames
@@ -20,7 +23,7 @@ from tasktok_edge.parity import export_verified
 from tasktok_edge.recording import Recording
 from tasktok_edge.report import Report
 from tasktok_edge.shards import Share
-from tasktok_edge.validate import Validation, Wish, validate
+from tasktok_edge.validate import Validation, Wish, ssim, validate
 
 pytestmark = pytest.mark.slow
 
@@ -161,6 +164,16 @@ def test_a_recording_of_another_bundle_or_of_other_frames_or_damaged_is_refused(
     (recorded / "record.json").unlink()
     with pytest.raises(UsageError, match=r"record.json is missing"):
         Recording(recorded)
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (64, 37), (11, 12)])
+def test_ssim_is_torchmetrics(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    frame = cv2.GaussianBlur(rng.integers(0, 256, (*shape, 3), np.uint8), (5, 5), 2)
+    for noise in (0, 5, 60):
+        other = np.clip(frame + rng.normal(0, noise, frame.shape), 0, 255).astype(np.uint8)
+        a, b = (torch.from_numpy(f).permute(2, 0, 1)[None].float() / 255 for f in (frame, other))
+        assert ssim(frame, other) == pytest.approx(float(structural_similarity_index_measure(a, b, data_range=1.0)), abs=2e-5)
 
 
 def test_data_of_other_labels_and_unknown_tasks_are_refused(bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

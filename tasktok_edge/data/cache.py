@@ -47,10 +47,13 @@ class CacheSpec:
 def degraded_frame(split: Split, index: int, name: str, *, version: int = 0, severity: int = 3) -> NDArray[np.uint8]:
     """Give the degraded camera frame (256, 256, 3) uint8 of a scene; the same numbers for the same arguments, always."""
     frame = render(make_scene(split, index), size=FRAME_SIZE)
-    return _degrade(frame, split, index, name, version=version, severity=severity)
+    return degrade_scene(frame, split, index, name, version=version, severity=severity)
 
 
-def _degrade(frame: Frame, split: Split, index: int, name: str, *, version: int, severity: int) -> NDArray[np.uint8]:
+def degrade_scene(
+    frame: Frame, split: Split, index: int, name: str, *, version: int = 0, severity: int = 3
+) -> NDArray[np.uint8]:
+    """The same for a frame that is rendered already."""
     rng = np.random.default_rng(np.random.SeedSequence([SPLIT_IDS[split], index, 1, version]))
     return to_uint8(degrade(to_float(frame.image), name, rng, severity=severity, depth=frame.depth))
 
@@ -95,7 +98,7 @@ def _rows(spec: CacheSpec, start: int) -> dict[str, NDArray[np.generic]]:
         frame = render(make_scene(spec.split, index), size=FRAME_SIZE)
         rows["clean"][i] = resize(frame.image, spec.size, spec.size)
         for version in range(spec.versions):
-            degraded = _degrade(frame, spec.split, index, spec.degradation, version=version, severity=3)
+            degraded = degrade_scene(frame, spec.split, index, spec.degradation, version=version, severity=3)
             rows["degraded"][i, version] = resize(degraded, spec.size, spec.size)
         rows["label"][i] = frame.label
         # Nearest, at pixel centres: a label map has no values in between.

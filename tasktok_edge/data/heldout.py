@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasktok_edge.data.cache import FRAME_SIZE, degraded_frame
+from tasktok_edge.data.cache import FRAME_SIZE, degrade_scene
 from tasktok_edge.data.scenes import Frame, make_scene, render
 
 
@@ -26,4 +26,4 @@ def held_out(n: int, *, degradation: str = "mix-b", severity: int = 3, start: in
     """Yield `n` scenes of the test split from `FIRST + start` on, degraded; the same frames for the same arguments, always."""
     for index in range(FIRST + start, FIRST + start + n):
         truth = render(make_scene("test", index), size=FRAME_SIZE)
-        yield HeldOut(truth, degraded_frame("test", index, degradation, severity=severity))
+        yield HeldOut(truth, degrade_scene(truth, "test", index, degradation, severity=severity))
