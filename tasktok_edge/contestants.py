@@ -112,9 +112,10 @@ def other_model(name: str) -> Contestant:
 def check_labels(labels: Mapping[str, int], checkpoint: Checkpoint) -> None:
     """Refuse data whose labels are not as many as the model's."""
     for task, n in labels.items():
-        config = checkpoint.model.config.tasks.get(task)
-        if config is not None and len(config.labels) != n:
+        known = checkpoint.model.config
+        if task in checkpoint.model.task_nets and len(known.tasks[task].labels) != n:
+            told = f"the data has {n} labels for {task}, {known.preset} answers {len(known.tasks[task].labels)}"
             raise UsageError(
-                f"the data has {n} labels for {task}, {checkpoint.model.config.preset} answers {len(config.labels)}: give the "
-                "checkpoint that was trained on such data, or pictures without labels, whose answers are compared alone"
+                f"{told}: give the checkpoint that was trained on such data, or pictures without labels, whose answers are "
+                "compared alone"
             )

@@ -49,8 +49,8 @@ def write_page(file: Path, found: Validation) -> None:
     text = page.render(
         report=report,
         colours=COLOURS,
-        accuracy=_url(_accuracy(report)),
-        differences=_url(_differences(report)),
+        accuracy=_url(_accuracy(report)) if any(c.metrics for c in report.columns) else None,
+        differences=_url(_differences(report)) if any(b.tasks for b in report.bundles) else None,
         groups=_url(_groups(report)) if report.groups else None,
         bundles=[(bundle, _tokens(found, bundle), _worst(found, bundle), _typical(found, bundle)) for bundle in report.bundles],
     )
@@ -89,8 +89,7 @@ def _accuracy(report: Report) -> Figure:
     axis.set_xticks(range(len(tasks)), [f"{task} {report.metrics[task]}" for task in tasks])
     axis.set_ylabel("points")
     axis.set_ylim(0, 110)
-    if columns:
-        axis.legend(fontsize=7, ncols=min(len(columns), 3), loc="upper center", bbox_to_anchor=(0.5, 1.22), frameon=False)
+    axis.legend(fontsize=7, ncols=min(len(columns), 3), loc="upper center", bbox_to_anchor=(0.5, 1.22), frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -148,9 +147,9 @@ def _worst(found: Validation, bundle: Judged) -> list[Row]:
 
 def _typical(found: Validation, bundle: Judged) -> list[Row]:
     shown = []
-    for one in bundle.tasks:
-        those = [s for s in found.seen if one.task in s["tasks"]]
-        shown += [_row(found, bundle, one.task, s["i"], f"{one.task}, {s['name']}, {s['group']}") for s in those[:TYPICAL]]
+    for task in bundle.restored_to_server_db:
+        those = [s for s in found.seen if task in s["tasks"]]
+        shown += [_row(found, bundle, task, s["i"], f"{task}, {s['name']}, {s['group']}") for s in those[:TYPICAL]]
     return shown
 
 

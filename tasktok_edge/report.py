@@ -79,7 +79,8 @@ class Judged(_Part):
     engine: str
     device: str
     precision: Annotated[str, _told("what it computed in")]
-    tasks: tuple[Comparison, ...]
+    tasks: Annotated[tuple[Comparison, ...], _told("those that are answered; others are restored for alone")]
+    restored_to_server_db: Annotated[ByTask, _told("psnr_to_server_db of all tasks")]
     worst: tuple[Bad, ...]
     outcome: Outcome
     reasons: tuple[str, ...]

@@ -146,6 +146,10 @@ def verdict_table(found: Report) -> Table:
                 away,
                 one.outcome + more,
             )
+        for task in bundle.restored_to_server_db.keys() - {one.task for one in bundle.tasks}:
+            near = bundle.restored_to_server_db[task]
+            low = found.min_psnr_db is not None and near < found.min_psnr_db
+            table.add_row(bundle.name, task, "-", "-", "restored only", "-", f"{near:.1f} dB", "fail" if low else "pass")
     return table
 
 

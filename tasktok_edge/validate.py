@@ -93,6 +93,10 @@ def validate(wish: Wish, stack: ExitStack) -> Iterator[Doing | Validation]:
         raise UsageError(
             f"{source.told} and the bundles have {', '.join(sorted(offered)) or 'no task'} in common, nothing asked for"
         )
+    if wish.min_psnr_db is None and not any(t in checkpoint.model.task_nets for t in tasks):
+        raise UsageError(
+            f"{wish.server} restores only, so that no answers can be judged: say how near frames must be, --min-psnr"
+        )
     twice = {c.name for c in everyone if [d.name for d in everyone].count(c.name) > 1}
     if twice:
         raise UsageError(f"two bundles are named {', '.join(sorted(twice))}: validate one at a time")

@@ -32,9 +32,9 @@ def judge(
         _judged(one, by_task, kinds, metrics, max_drop=max_drop, min_psnr_db=min_psnr_db) for one in everyone if one.is_device
     )
     notes = list(head["notes"])
-    if not any(s["found"] for s in seen):
+    if not any(s["found"] for s in seen) and any(s["same"] for s in seen):
         notes.append("without labels answers are compared alone: the share of the same answers stands for accuracy")
-    elif not any("clean" in s["found"] for s in seen):
+    elif any(s["found"] and "clean" not in s["found"] for s in seen):
         notes.append("the checkpoint has no task networks of clean frames, so that clean and degraded frames have no figures")
     return Report(
         **{**head, "notes": tuple(notes)},
@@ -114,11 +114,14 @@ def _judged(
 ) -> Judged:
     comparisons, worst, reasons = [], list[Bad](), list[tuple[Outcome, str]]()
     outcomes: list[Outcome] = ["pass"]
+    restored: dict[str, float] = {}
     for task, seen in by_task.items():
         if task not in one.tasks or not seen:
             continue
         device, wanted, n = _pair(seen, one, task, kinds[task])
         to_server = _measured(seen, one.name, task, "psnr_to_server_db")
+        if to_server is not None:
+            restored[task] = to_server
         if n:
             interval = paired_interval(device, wanted, n)
             found = _comparison(task, metrics[task], n, device, wanted, interval, max_drop, seen, one.name, to_server)
@@ -136,6 +139,7 @@ def _judged(
         name=one.name,
         **one.known,
         tasks=tuple(comparisons),
+        restored_to_server_db=restored,
         worst=tuple(worst),
         outcome=outcome,
         reasons=tuple(told for what, told in reasons if what == outcome),

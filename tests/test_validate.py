@@ -18,12 +18,15 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from tasktok_edge.cli import run
 from tasktok_edge.data.sources import Scenes, degradations, write_frames
 from tasktok_edge.errors import UsageError
-from tasktok_edge.model.checkpoint import load_checkpoint
+from tasktok_edge.model.checkpoint import load_checkpoint, save_checkpoint
+from tasktok_edge.model.config import preset
+from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.parity import export_verified
 from tasktok_edge.recording import Recording
 from tasktok_edge.report import Report
 from tasktok_edge.shards import Share
 from tasktok_edge.validate import Validation, Wish, ssim, validate
+from tests.conftest import shake
 
 pytestmark = pytest.mark.slow
 
@@ -164,6 +167,21 @@ def test_a_recording_of_another_bundle_or_of_other_frames_or_damaged_is_refused(
     (recorded / "record.json").unlink()
     with pytest.raises(UsageError, match=r"record.json is missing"):
         Recording(recorded)
+
+
+def test_a_model_that_only_restores_is_judged_by_its_frames(tmp_path: Path) -> None:
+    config = preset("tiny")
+    only = config.model_copy(update={"tasks": {"seg": config.tasks["seg"].model_copy(update={"net": "none"})}})
+    save_checkpoint(tmp_path / "model", shake(TaskTok(only)), facts={})
+    loaded = load_checkpoint(tmp_path / "model")
+    made = export_verified(loaded, "onnx", tmp_path / "bundle", tasks=("seg",), precision="fp32").path
+    wish = wish_of(made, tmp_path / "model", tmp_path / "out", 2)
+    with pytest.raises(UsageError, match="restores only"):
+        validated(wish)
+    for least, outcome in ((40.0, "pass"), (101.0, "fail")):
+        report = validated(replace(wish, min_psnr_db=least))
+        assert report is not None and report.outcome == outcome and not report.bundles[0].tasks
+        assert report.bundles[0].restored_to_server_db["seg"] > 40
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (64, 37), (11, 12)])
