@@ -31,7 +31,7 @@ from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import Session, load
 from tasktok_edge.runtimes.answers import Answer
 from tasktok_edge.scaling import Scale
-from tasktok_edge.scores import Predict, check_answers_scenes
+from tasktok_edge.scores import Predict, answers_scenes
 from tasktok_edge.starts import Start, start_of
 from tasktok_edge.timing import Latency, measure
 
@@ -103,7 +103,7 @@ def compare(
                     exports.append(plain_export(tool, teacher.model, function, Path(folder)))
             others = alternatives(checkpoint)
             one = yield from _compared(server, teacher, sessions, exports, others, functions, runs=runs, threads=n)
-            if accuracy_frames and not found:  # the number of threads changes no answer
+            if accuracy_frames and not found and answers_scenes(checkpoint.model):  # the number of threads changes no answer
                 one.accuracy = yield from _accuracy(server, checkpoint, sessions, others, accuracy_frames)
                 one.accuracy_frames = accuracy_frames
             found.append(one)
@@ -192,7 +192,6 @@ def _accuracy(
 ) -> Generator[Doing, None, ByTask]:
     """Everyone's metrics; plain exports answer as the server does, to the decibels that were asked of them."""
     teacher, config = Reference(checkpoint.model), checkpoint.model.config
-    check_answers_scenes(checkpoint.model)
     named: dict[str, Answering] = {
         f"{server}, PyTorch": lambda frame, tasks: {t: r.answer for t, r in teacher(frame, tasks).items()},
         **{s.bundle.manifest.name: partial(_session_answers, s) for s in sessions},
@@ -206,7 +205,9 @@ def _accuracy(
 
 
 def _session_answers(session: Session, frame: NDArray[np.uint8], tasks: Sequence[str]) -> Mapping[str, Answer]:
-    return session.predict(frame, tasks=[task for task in tasks if task in session.tasks])
+    answering = {f.task for f in session.bundle.manifest.functions if f.kind == "predict"}
+    asked = [task for task in tasks if task in session.tasks and task in answering]
+    return session.predict(frame, tasks=asked) if asked else {}
 
 
 def _macs(model: TaskTok, function: Function, ours: Sequence[str], sessions: Sequence[Session]) -> dict[str, int]:

@@ -48,12 +48,15 @@ def validate_command(
     need("train", "torch", "safetensors", "pycocotools", "torchmetrics", "scipy", "jinja2", "matplotlib")
     from tasktok_edge.data.sources import degradations
     from tasktok_edge.page import write_page
+    from tasktok_edge.shards import share
     from tasktok_edge.show import accuracy_table, groups_table, progress_of, verdict_table
     from tasktok_edge.validate import Validation, Wish, validate
 
     degraded = degradations(degradation or (["mix-b"] if severity else []), severity or [3])
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: name a folder")
+    if not bundle and not recorded and share().processes > 1:
+        raise UsageError("several processes need --bundle: one of them would still be exporting")
     wish = Wish(
         bundles=tuple(bundle or ([] if recorded else [shipped_bundle()])),
         out=out,

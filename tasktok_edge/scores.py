@@ -30,14 +30,23 @@ class Scores:
     n: int
 
 
+def answers_scenes(model: TaskTok) -> bool:
+    """Whether a model has networks for the scenes' tasks, with the scenes' labels."""
+    return _has_their_labels(model) and all(task in model.task_nets for task in model.config.tasks)
+
+
 def check_answers_scenes(model: TaskTok) -> None:
     """Refuse a model of other labels: the held-out frames are scenes."""
-    known = preset(SHIPPED[0]).tasks
-    if any(task not in known or c.labels != known[task].labels for task, c in model.config.tasks.items()):
+    if not _has_their_labels(model):
         raise UsageError(
             f"{model.config.preset} does not answer the scenes' labels, and the held-out frames are scenes: give a checkpoint "
             f"that was trained on them, such as {' or '.join(SHIPPED)}"
         )
+
+
+def _has_their_labels(model: TaskTok) -> bool:
+    known = preset(SHIPPED[0]).tasks
+    return all(task in known and part.labels == known[task].labels for task, part in model.config.tasks.items())
 
 
 def ask(
