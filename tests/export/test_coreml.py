@@ -19,7 +19,8 @@ from tasktok_edge.errors import DeviceError, UsageError
 from tasktok_edge.export import coreml
 from tasktok_edge.export.graph import Deployed, Function
 from tasktok_edge.manifest import Precision
-from tasktok_edge.model.checkpoint import load_checkpoint
+from tasktok_edge.model.checkpoint import load_checkpoint, save_checkpoint
+from tasktok_edge.model.config import preset
 from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.parity import Exported, export_verified
 from tasktok_edge.reference import Reference as PyTorch
@@ -28,6 +29,7 @@ from tasktok_edge.runtimes.evaluator import Evaluator
 from tasktok_edge.runtimes.mlprogram import Function as MilFunction
 from tasktok_edge.runtimes.mlprogram import Operator, Package, Reference, Typed
 from tasktok_edge.runtimes.neural_engine import expectations, expected
+from tests.conftest import shake
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "darwin", reason="there Core ML itself is measured")]
 
@@ -41,6 +43,15 @@ def half(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     done = export(tiny_checkpoint, tmp_path_factory.mktemp("coreml") / "half", "fp16", ("cls", "det"))
     assert done.manifest.verified and done.manifest.parity.device == "REFERENCE"
     return done.path
+
+
+@pytest.fixture(scope="module")
+def restoring(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model without its task networks: one function for a task, half the work."""
+    config, folder = preset("tiny"), tmp_path_factory.mktemp("restoring")
+    tasks = {task: part.model_copy(update={"net": "none"}) for task, part in config.tasks.items()}
+    save_checkpoint(folder, shake(TaskTok(config.model_copy(update={"tasks": tasks}))), facts={})
+    return folder
 
 
 def test_it_is_evaluated_only_where_that_is_asked_for(half: Path, tiny_checkpoint: Path) -> None:
@@ -238,23 +249,23 @@ def _faulty(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_an_exporter_gets_wrong_fails_and_is_named(
-    fault: str, precision: Precision, named: str, tiny_checkpoint: Path, tmp_path: Path
+    fault: str, precision: Precision, named: str, restoring: Path, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
         _faulty(fault, patched)
-        done = export(tiny_checkpoint, tmp_path / "b", precision)
+        done = export(restoring, tmp_path / "b", precision)
     assert done.manifest.parity.status == "failed", done.manifest.parity
-    loaded = load_checkpoint(tiny_checkpoint)
+    loaded = load_checkpoint(restoring)
     (found,) = diagnose(done.path, loaded, loaded.model, ["restore/cls"])
     assert found.first is not None and found.first.operator == named
 
 
-def test_a_failed_verdict_exits_3(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_verdict_exits_3(restoring: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tasktok_edge.cli import run
 
     _faulty("scale", monkeypatch)
-    words = ["export", "--target", "coreml", "--task", "cls", "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path)]
+    words = ["export", "--target", "coreml", "--task", "cls", "--checkpoint", str(restoring), "--out", str(tmp_path)]
     assert run(words) == 3
     (bundle,) = tmp_path.glob("*-coreml-fp32")
     monkeypatch.undo()
-    assert run(["diagnose", str(bundle), "--checkpoint", str(tiny_checkpoint), "--function", "predict/cls"]) == 3
+    assert run(["diagnose", str(bundle), "--checkpoint", str(restoring), "--function", "restore/cls"]) == 3

@@ -107,11 +107,10 @@ def test_fp16_is_about_half_the_size(exports: Callable[[Case], Exported]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_core_ml_is_built_and_evaluated(tiny_checkpoint: Path, tmp_path: Path, precision: Precision) -> None:
+def test_core_ml_is_built_and_evaluated(tiny_checkpoint: Path, tmp_path: Path) -> None:
     import coremltools as ct
 
-    done = export_verified(load_checkpoint(tiny_checkpoint), "coreml", tmp_path / "c", tasks=("det",), precision=precision)
+    done = export_verified(load_checkpoint(tiny_checkpoint), "coreml", tmp_path / "c", tasks=("det",), precision="fp32")
     spec = ct.models.MLModel(str(done.path / "model.mlpackage"), skip_model_load=True).get_spec()
     described = {f.name: f for f in spec.description.functions}
     assert set(described) == {"restore_det", "predict_det"}
@@ -122,7 +121,7 @@ def test_core_ml_is_built_and_evaluated(tiny_checkpoint: Path, tmp_path: Path, p
     types = {v.type.tensorType.dataType for f in spec.mlProgram.functions.values()
              for b in f.block_specializations.values() for op in b.operations for v in op.outputs}  # fmt: skip
     half = 10  # MIL's FLOAT16
-    assert (half in types) == (precision == "fp16")
+    assert half not in types  # which fp16 has, test_coreml.py
     assert done.manifest.verified
     if sys.platform != "darwin":
         assert done.manifest.parity.device == "REFERENCE"

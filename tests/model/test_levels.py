@@ -150,10 +150,9 @@ def test_a_checkpoint_keeps_the_level(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["openvino", "onnx"])
-@pytest.mark.parametrize("level", OTHERS)
+@pytest.mark.parametrize(("level", "target"), [("context", "openvino"), ("selected", "onnx")])
 def test_an_engine_computes_the_level(level: Level, target: Target, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c", with_level(build_tiny(), level), facts={})
-    made = export_verified(load_checkpoint(tmp_path / "c"), target, tmp_path / "b", tasks=("cls", "det"), precision="fp32")
+    made = export_verified(load_checkpoint(tmp_path / "c"), target, tmp_path / "b", tasks=("det",), precision="fp32")
     assert made.manifest.level == level and made.manifest.parity.status == "passed", made.manifest.parity.reason
     assert min(made.manifest.parity.psnr_db.values()) >= 100

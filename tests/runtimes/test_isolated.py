@@ -100,7 +100,7 @@ def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", BUILDERS)
 def test_hostile_models_with_right_hashes_harm_nobody(built: Callable[[Target], Path], tmp_path: Path, target: Target) -> None:
     draw = random.Random(target)
-    for i in range(6):
+    for i in range(2 if target == "executorch" else 6):  # whose start takes seconds
         folder = tmp_path / str(i)
         shutil.copytree(built(target), folder)
         file = max((f for f in folder.iterdir() if f.name.startswith("model.")), key=lambda f: f.stat().st_size)
