@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from tasktok_edge.drawing import SHOWN_SCORE
 from tasktok_edge.errors import FrameError, UsageError, unknown_word
 from tasktok_edge.manifest import function_name
-from tasktok_edge.recording import Recorder, everything
+from tasktok_edge.recording import Recorder, everything, head_of
 from tasktok_edge.runtimes import Answer, Classification, Segmentation, Session, load
-
-SHOWN_SCORE = 0.3
 
 
 def restore_command(
@@ -71,22 +70,15 @@ def _restore(
         if not cv2.imwrite(str(path), cv2.cvtColor(restored, cv2.COLOR_RGB2BGR)):
             raise UsageError(f"{path} could not be written: choose another --out")
         said = "no answer: the bundle holds no task network" if result is None else say(result.answer)
-        yield {"picture": name, "restored": str(path), "said": said, "answer": _plain(result.answer) if result else None}
+        yield {"picture": name, "restored": str(path), "said": said, "answer": plain(result.answer) if result else None}
 
 
 def _record(session: Session, frames: list[NDArray[np.uint8]], names: list[str], task: str | None, folder: Path) -> None:
-    manifest, report = session.bundle.manifest, session.report
-    head = {
-        "name": manifest.name,
-        "sha256": session.bundle.sha256,
-        "engine": f"{report.engine} {report.engine_version}",
-        "device": session.device.native,
-        "precision": session.precision,
-    }
     if task is not None and task not in session.tasks:
         raise unknown_word("task", task, session.tasks)
     tasks = session.tasks if task is None else (task,)
-    with Recorder(folder, head, {t: manifest.tasks[t].labels for t in tasks}) as recorder:
+    labels = {t: session.bundle.manifest.tasks[t].labels for t in tasks}
+    with Recorder(folder, head_of(session), labels) as recorder:
         for frame, name in zip(frames, names, strict=True):
             recorder.add(name, frame, everything(session, frame, tasks))
     print(f"recorded {len(frames)} frames for {', '.join(tasks)} in {folder}")
@@ -114,7 +106,7 @@ def say(answer: Answer) -> str:
     return ", ".join(f"{name} {score:.2f}" for name, score in sure) or "nothing found"
 
 
-def _plain(answer: Answer) -> dict[str, Any]:
+def plain(answer: Answer) -> dict[str, Any]:
     """An answer as JSON takes it; of a mask, the share of every label."""
     if isinstance(answer, Segmentation):
         shares = np.bincount(answer.mask.ravel(), minlength=len(answer.labels)) / answer.mask.size

@@ -221,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command and give its exit code: 0 done, 2 wrong use, 3 verdict failed, 4, 5, 130."""
+    from tasktok_edge.apps.camera import camera_command
     from tasktok_edge.apps.restore import restore_command
     from tasktok_edge.cli_bench import bench_command
     from tasktok_edge.cli_checkpoints import convert_command, inspect_command
@@ -244,6 +245,7 @@ def run(arguments: list[str]) -> int:
         "neural-engine": neural_engine_command,
         "devices": devices_command,
         "run": restore_command,
+        "camera": camera_command,
         "keys": keys_command,
         "sign": sign_command,
     }

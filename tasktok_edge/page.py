@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from tasktok_edge.contestants import Contestant
 from tasktok_edge.data.sources import Item
-from tasktok_edge.picture import draw_answer, token_map
+from tasktok_edge.drawing import draw_answer
+from tasktok_edge.picture import token_map
 from tasktok_edge.report import Bad, Judged, Report
 from tasktok_edge.runtimes.answers import Answer
 from tasktok_edge.validate import Validation

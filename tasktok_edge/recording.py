@@ -62,6 +62,14 @@ class Recorder:
         self.n += 1
 
 
+def head_of(session: Session) -> dict[str, str]:
+    """What a recording says of who answered."""
+    manifest, report = session.bundle.manifest, session.report
+    engine = f"{report.engine} {report.engine_version}"
+    known = {"name": manifest.name, "sha256": session.bundle.sha256, "engine": engine}
+    return {**known, "device": session.device.native, "precision": session.precision}
+
+
 def everything(session: Session, frame: Frame, tasks: Sequence[str] | None = None) -> Found:
     """The restored frame of each task, and its answer where the bundle has a network for it."""
     asked = session.tasks if tasks is None else tasks

@@ -9,6 +9,7 @@ MODULES = [
     "tasktok_edge.errors",
     "tasktok_edge.frames",
     "tasktok_edge.interval",
+    "tasktok_edge.runtimes.cameras",
     "tasktok_edge.data.sources",
     "tasktok_edge.scores",
     "tasktok_edge.macs",

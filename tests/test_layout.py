@@ -29,6 +29,7 @@ def imported(statement: str) -> set[str]:
         ("import tasktok_edge.runtimes", TORCH | ENGINES | OURS - {"tasktok_edge.runtimes"}),
         ("import tasktok_edge.runtimes.session", TORCH | ENGINES | OURS - {"tasktok_edge.runtimes"}),
         ("import tasktok_edge.apps.restore", TORCH | ENGINES | OURS - {"tasktok_edge.runtimes", "tasktok_edge.apps"}),
+        ("import tasktok_edge.apps.camera", TORCH | ENGINES | OURS - {"tasktok_edge.runtimes", "tasktok_edge.apps"}),
         ("import tasktok_edge.cli", TORCH | ENGINES | OURS),
         ("import tasktok_edge.data.scenes, tasktok_edge.data.degrade", TORCH | ENGINES | OURS - {"tasktok_edge.data"}),
         ("import tasktok_edge.model.tasktok", ENGINES | CONVERTERS | OURS - {"tasktok_edge.model"}),
