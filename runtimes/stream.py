@@ -196,10 +196,10 @@ class Stream:
         size, due = None, time.monotonic()
         while not self._closed:
             frame = self._source.read()
-            if size is not None and frame.shape[:2] != size:
+            if frame.size and size is not None and frame.shape[:2] != size:
                 told = "{1}x{0}, not {3}x{2}".format(*frame.shape[:2], *size)
                 self._on_event(Event("size", f"{self._source.name}: frames are {told} any more"))
-            size = frame.shape[:2]
+            size = frame.shape[:2] if frame.size else size  # a damaged one has none
             if self._source.fps is not None and self._policy == "latest":
                 due += 1 / self._source.fps  # a file is played at its own rate, as a camera would
                 self._sleep(due - time.monotonic())
