@@ -9,7 +9,7 @@ from torch import nn
 
 from tasktok_edge.data.heldout import HeldOut
 from tasktok_edge.errors import UsageError
-from tasktok_edge.metrics import METRIC_NAMES, score
+from tasktok_edge.metrics import score
 from tasktok_edge.model.checkpoint import SHIPPED
 from tasktok_edge.model.config import preset
 from tasktok_edge.model.tasktok import TaskTok
@@ -83,8 +83,3 @@ def won_back(clean: float, degraded: float, restored: float) -> float:
     """
     lost = clean - degraded
     return (restored - degraded) / lost if lost > 0 else float("nan")
-
-
-def metric_name(model: TaskTok, task: str) -> str:
-    """What the task is measured by."""
-    return METRIC_NAMES[model.config.tasks[task].kind]
