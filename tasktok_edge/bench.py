@@ -90,6 +90,7 @@ def compare(
     """
     checkpoint = load_checkpoint(server)
     teacher = Reference(checkpoint.model)
+    others = alternatives(checkpoint)
     found: list[Comparison] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # engines may map their files to the end
         exports: list[Export] = []  # made once, opened for every number of threads
@@ -101,7 +102,6 @@ def compare(
                 for function, tool in product(functions, tools):
                     yield Doing(f"plain export of {function.name}, {tool}")
                     exports.append(plain_export(tool, teacher.model, function, Path(folder)))
-            others = alternatives(checkpoint)
             one = yield from _compared(server, teacher, sessions, exports, others, functions, runs=runs, threads=n)
             if accuracy_frames and not found and answers_scenes(checkpoint.model):  # the number of threads changes no answer
                 one.accuracy = yield from _accuracy(server, checkpoint, sessions, others, accuracy_frames)
@@ -140,6 +140,7 @@ def _compared(
     found = Comparison(threads)
     first = f"{server}, PyTorch"
     found.runs_on[first] = "CPU, fp32"
+    found.part_macs = {part.name: part.trained for part in count(teacher.model.config, {})}
     for session in sessions:
         found.runs_on[session.bundle.manifest.name] = f"{session.device.kind.upper()}, {session.precision}"
     for function in functions:
@@ -162,7 +163,7 @@ def _compared(
         if function.kind == "predict":
             calls |= {name: partial(predict, frame, task) for name, predict in others.items()}
             found.runs_on |= dict.fromkeys(others, "CPU, fp32")
-        found.macs[task] = _macs(teacher.model, function, [first, *peers], sessions)
+        found.macs[task] = _macs(found.part_macs, function, [first, *peers], sessions)
         wall, cpu = time.perf_counter(), time.process_time()
         found.latency[task] = measure(calls, runs=runs, peers=peers, rest_s=REST_S if threads > 1 else 0.0)
         if threads == 1:
@@ -180,7 +181,6 @@ def _compared(
             found.costs.append(_cost(session, held, threads=threads))
     yield Doing("the parts of the server, and what products cost here")
     found.parts = _parts(teacher, frame, runs=runs)
-    found.part_macs = {part.name: part.trained for part in count(teacher.model.config, {})}
     precisions = sorted({where.rpartition(" ")[2] for where in found.runs_on.values()})
     peaks = {p: peak_macs(p, threads=threads) for p in precisions}
     found.peak_macs = {precision: peak for precision, peak in peaks.items() if peak is not None}
@@ -210,9 +210,8 @@ def _session_answers(session: Session, frame: NDArray[np.uint8], tasks: Sequence
     return session.predict(frame, tasks=asked) if asked else {}
 
 
-def _macs(model: TaskTok, function: Function, ours: Sequence[str], sessions: Sequence[Session]) -> dict[str, int]:
+def _macs(parts: Mapping[str, int], function: Function, ours: Sequence[str], sessions: Sequence[Session]) -> dict[str, int]:
     """Of the server and its plain exports, as trained; of bundles, by their manifests."""
-    parts = {part.name: part.trained for part in count(model.config, {})}
     trained = sum(cost for name, cost in parts.items() if not name.endswith(" network"))
     trained += parts.get(f"{function.task} network", 0) if function.kind == "predict" else 0
     found = dict.fromkeys(ours, trained)

@@ -9,14 +9,12 @@ from pathlib import Path
 from tasktok_edge.bundle import read_bundle
 from tasktok_edge.data.sources import Item
 from tasktok_edge.errors import UsageError
-from tasktok_edge.model.checkpoint import Checkpoint, has_oracles, load_checkpoint, load_oracles
+from tasktok_edge.model.checkpoint import Checkpoint, has_oracles, load_oracles
 from tasktok_edge.recording import Found, Frame, Recording, everything, frame_sha256
 from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import Session, load
 from tasktok_edge.runtimes.answers import Answer
 from tasktok_edge.scores import without_restoration
-
-RECORDED = ", recorded"  # behind the name of a bundle that answered elsewhere
 
 
 @dataclass(frozen=True)
@@ -100,13 +98,7 @@ def recorded(folder: Path) -> Contestant:
         return {task: found[task] for task in tasks}
 
     known = {key: value for key, value in recording.head.items() if key != "name"}
-    return Contestant(f"{recording.head['name']}{RECORDED}", recording.tasks, answer, True, known)
-
-
-def other_model(name: str) -> Contestant:
-    """A further checkpoint in PyTorch, such as the one that bundles were made of."""
-    loaded = load_checkpoint(name)
-    return server(loaded.model.config.preset, loaded)
+    return Contestant(f"{recording.head['name']}, recorded", recording.tasks, answer, True, known)
 
 
 def check_labels(labels: Mapping[str, int], checkpoint: Checkpoint) -> None:

@@ -56,7 +56,7 @@ class Comparison(_Part):
     high: Annotated[float, _told("upper end")]
     outcome: Annotated[Outcome, _told("pass: a larger drop than allowed is ruled out; fail: the allowed one is")]
     frames_needed: Annotated[int, _told("frames that would narrow the interval to the allowed drop on either side")]
-    agreement: Annotated[float | None, _told("share of frames with the same answer as the reference model's")]
+    agreement: Annotated[float, _told("share of frames with the same answer as the reference model's")]
     psnr_to_server_db: Annotated[float | None, _told("of restored frames against the server's, mean over frames, at most 100")]
 
 

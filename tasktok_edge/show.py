@@ -142,12 +142,14 @@ def verdict_table(found: Report) -> Table:
                 f"{100 * one.server:.2f}",
                 f"{100 * one.device:.2f}",
                 interval,
-                "-" if one.agreement is None else f"{one.agreement:.1%}",
+                f"{one.agreement:.1%}",
                 away,
                 one.outcome + more,
             )
-        for task in bundle.restored_to_server_db.keys() - {one.task for one in bundle.tasks}:
-            near = bundle.restored_to_server_db[task]
+        answered = {one.task for one in bundle.tasks}
+        for task, near in bundle.restored_to_server_db.items():
+            if task in answered:
+                continue
             low = found.min_psnr_db is not None and near < found.min_psnr_db
             table.add_row(bundle.name, task, "-", "-", "restored only", "-", f"{near:.1f} dB", "fail" if low else "pass")
     return table
@@ -169,7 +171,7 @@ def groups_table(found: Report) -> Table:
 def print_outcome(console: Console, outcome: Outcome, *, threads: int) -> list[str]:
     """Print the demo's tables and picture path; gives what fell short of parity, empty when all is well."""
     report = outcome.report
-    agreement = {bundle.name: {one.task: one.agreement or 0.0 for one in bundle.tasks} for bundle in report.bundles}
+    agreement = {bundle.name: {one.task: one.agreement for one in bundle.tasks} for bundle in report.bundles}
     console.print(accuracy_table(report))
     table = Table(
         "bundle",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasktok_edge import __version__
-from tasktok_edge.contestants import RECORDED, Contestant, check_labels, on_device, other_model, recorded, server, unrestored
+from tasktok_edge.contestants import Contestant, check_labels, on_device, recorded, server, unrestored
 from tasktok_edge.data.recorded import Both, Recorded
 from tasktok_edge.data.sources import Degradation, Item, Source, open_source
 from tasktok_edge.errors import UsageError, unknown_word
@@ -80,19 +80,24 @@ def validate(wish: Wish, stack: ExitStack) -> Iterator[Doing | Validation]:
         check_answers_scenes(checkpoint.model)
     check_labels(source.labels, checkpoint)
     everyone = [*(unrestored(checkpoint) if source.labels else []), server("server", checkpoint)]
-    if wish.same_as is not None and load_checkpoint(wish.same_as).sha256 != checkpoint.sha256:
-        everyone.append(other_model(wish.same_as))
+    same_as = checkpoint if wish.same_as is None else load_checkpoint(wish.same_as)
+    if same_as.sha256 != checkpoint.sha256:
+        everyone.append(server(same_as.model.config.preset, same_as))
     reference = everyone[-1].name
-    devices = [recorded(folder) for folder in wish.recorded]
-    devices += [on_device(b, stack, device=wish.device, threads=wish.threads, tokens=wish.tokens) for b in wish.bundles]
+    recordings = [recorded(folder) for folder in wish.recorded]
+    bundles = [on_device(b, stack, device=wish.device, threads=wish.threads, tokens=wish.tokens) for b in wish.bundles]
+    _check_same(recordings, bundles)
+    devices = [*recordings, *bundles]
     everyone += devices
-    _check_same(everyone, wish)
     offered = {t for t in source.tasks if any(t in one.tasks for one in devices)}
     tasks = tuple(t for t in config.tasks if t in offered and (not wish.tasks or t in wish.tasks))
     if not tasks:
         raise UsageError(
             f"{source.told} and the bundles have {', '.join(sorted(offered)) or 'no task'} in common, nothing asked for"
         )
+    lacking = [t for t in tasks if t in checkpoint.model.task_nets and t not in same_as.model.task_nets]
+    if lacking:
+        raise UsageError(f"--same-as {wish.same_as} has no network for {', '.join(lacking)}: name the model of the bundle")
     if wish.min_psnr_db is None and not any(t in checkpoint.model.task_nets for t in tasks):
         raise UsageError(
             f"{wish.server} restores only, so that no answers can be judged: say how near frames must be, --min-psnr"
@@ -139,12 +144,12 @@ def validate(wish: Wish, stack: ExitStack) -> Iterator[Doing | Validation]:
     yield Validation(report, source, everyone, seen)
 
 
-def _check_same(everyone: Sequence[Contestant], wish: Wish) -> None:
+def _check_same(recordings: Sequence[Contestant], bundles: Sequence[Contestant]) -> None:
     """What was recorded must be of the bundles that are given beside it."""
-    known = {c.known["sha256"] for c in everyone[-len(wish.bundles) :]} if wish.bundles else set()
-    for one in everyone:
-        if known and one.name.endswith(RECORDED) and one.known["sha256"] not in known:
-            raise UsageError(f"{one.name}: it was recorded with another bundle than {', '.join(map(str, wish.bundles))}")
+    known = {one.known["sha256"] for one in bundles}
+    for one in recordings if known else ():
+        if one.known["sha256"] not in known:
+            raise UsageError(f"{one.name}: it was recorded with another bundle than {', '.join(b.name for b in bundles)}")
 
 
 def _source(wish: Wish, config: TaskTokConfig) -> Source:

@@ -1,13 +1,14 @@
 """From what was seen of every frame to a report: metrics, differences with their intervals, worst frames, the outcome."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tasktok_edge.contestants import Contestant
 from tasktok_edge.evidence import Floats, Meter, meter, top
-from tasktok_edge.interval import Interval, Outcome, paired_interval
+from tasktok_edge.interval import Outcome, paired_interval
 from tasktok_edge.metrics import METRIC_NAMES
 from tasktok_edge.report import Bad, Column, Comparison, Group, Judged, Metric, Report
 from tasktok_edge.shards import Seen
@@ -93,14 +94,37 @@ def _groups(seen: Sequence[Seen], everyone: Sequence[Contestant], kinds: Mapping
     return tuple(groups)
 
 
-def _pair(seen: Sequence[Seen], one: Contestant, task: str, kind: str) -> tuple[Meter, Meter, int]:
-    """Meters of device and server, and the number of frames; without labels, of same answers against all the same."""
-    device, wanted = _observed(seen, one.name, task), _observed(seen, "server", task)
-    if device and len(device) == len(wanted):
-        return meter(kind, device), meter(kind, wanted), len(device)
-    same = [s["same"].get(one.name, {}).get(task) for s in seen]
-    known = [bool(value) for value in same if value is not None]
-    return top([{"rank": int(not v)} for v in known]), top([{"rank": 0}] * len(known)), len(known)
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """Meters of a bundle and the server on the frames of one task; without labels, of same answers beside all the same."""
+
+    name: str  # of the bundle
+    task: str
+    metric: Metric
+    seen: Sequence[Seen]
+    device: Meter
+    server: Meter
+
+    @property
+    def to_server_db(self) -> list[float | None]:
+        """How near each restored frame is to the server's."""
+        return [s["restored"].get(self.name, {}).get(self.task, {}).get("psnr_to_server_db") for s in self.seen]
+
+    @property
+    def same(self) -> list[bool]:
+        return [s["same"][self.name][self.task] for s in self.seen]
+
+
+def _pair(name: str, task: str, kind: str, metric: Metric, seen: Sequence[Seen]) -> _Pair | None:
+    """None where the bundle only restores for the task."""
+    answered = [s for s in seen if task in s["same"].get(name, {})]
+    if not answered:
+        return None
+    if metric == "same answers":
+        same = [{"rank": int(not s["same"][name][task])} for s in answered]
+        return _Pair(name, task, metric, answered, top(same), top([{"rank": 0}] * len(same)))
+    device, server = (meter(kind, _observed(answered, who, task)) for who in (name, "server"))
+    return _Pair(name, task, metric, answered, device, server)
 
 
 def _judged(
@@ -112,28 +136,25 @@ def _judged(
     max_drop: float,
     min_psnr_db: float | None,
 ) -> Judged:
-    comparisons, worst, reasons = [], list[Bad](), list[tuple[Outcome, str]]()
-    outcomes: list[Outcome] = ["pass"]
+    comparisons, worst, reasons = list[Comparison](), list[Bad](), list[tuple[Outcome, str]]()
     restored: dict[str, float] = {}
     for task, seen in by_task.items():
         if task not in one.tasks or not seen:
             continue
-        device, wanted, n = _pair(seen, one, task, kinds[task])
-        to_server = _measured(seen, one.name, task, "psnr_to_server_db")
-        if to_server is not None:
-            restored[task] = to_server
-        if n:
-            interval = paired_interval(device, wanted, n)
-            found = _comparison(task, metrics[task], n, device, wanted, interval, max_drop, seen, one.name, to_server)
+        pair = _pair(one.name, task, kinds[task], metrics[task], seen)
+        if pair is not None:
+            found = _comparison(pair, max_drop)
             comparisons.append(found)
-            outcomes.append(found.outcome)
+            worst += _worst(pair)
             if found.outcome != "pass":
                 reasons.append((found.outcome, _reason(found, max_drop)))
-            worst += _worst(one.name, task, seen, device, wanted, labelled=found.metric != "same answers")
-        if min_psnr_db is not None and to_server is not None and to_server < min_psnr_db:
-            outcomes.append("fail")
-            told = f"{task}: restored frames are {to_server:.1f} dB from the server's, {min_psnr_db:g} dB asked"
-            reasons.append(("fail", told))
+        near = _measured(seen, one.name, task, "psnr_to_server_db")
+        if near is not None:
+            restored[task] = near
+            if min_psnr_db is not None and near < min_psnr_db:
+                told = f"{task}: restored frames are {near:.1f} dB from the server's, {min_psnr_db:g} dB asked"
+                reasons.append(("fail", told))
+    outcomes: list[Outcome] = ["pass", *(what for what, _ in reasons)]
     outcome = max(outcomes, key=ORDER.__getitem__)
     return Judged(
         name=one.name,
@@ -146,33 +167,22 @@ def _judged(
     )
 
 
-def _comparison(
-    task: str,
-    metric: Metric,
-    n: int,
-    device: Meter,
-    wanted: Meter,
-    interval: Interval,
-    max_drop: float,
-    seen: Sequence[Seen],
-    name: str,
-    to_server: float | None,
-) -> Comparison:
-    once = np.ones((1, n))
-    same = [s["same"][name][task] for s in seen if task in s["same"].get(name, {})]
+def _comparison(pair: _Pair, max_drop: float) -> Comparison:
+    n = len(pair.seen)
+    once, interval = np.ones((1, n)), paired_interval(pair.device, pair.server, n)
     return Comparison(
-        task=task,
-        metric=metric,
+        task=pair.task,
+        metric=pair.metric,
         frames=n,
-        server=float(wanted(once)[0]),
-        device=float(device(once)[0]),
+        server=float(pair.server(once)[0]),
+        device=float(pair.device(once)[0]),
         difference=interval.value,
         low=interval.low,
         high=interval.high,
         outcome=interval.outcome(max_drop),
         frames_needed=interval.frames_needed(max_drop, n),
-        agreement=float(np.mean(same)) if same else None,
-        psnr_to_server_db=to_server,
+        agreement=float(np.mean(pair.same)),
+        psnr_to_server_db=_measured(pair.seen, pair.name, pair.task, "psnr_to_server_db"),
     )
 
 
@@ -183,23 +193,30 @@ def _reason(found: Comparison, max_drop: float) -> str:
     return f"{told}, too wide to tell a drop of {100 * max_drop:g}: about {found.frames_needed} frames would do"
 
 
-def _worst(name: str, task: str, seen: Sequence[Seen], device: Meter, wanted: Meter, *, labelled: bool) -> list[Bad]:
+def _worst(pair: _Pair) -> list[Bad]:
     """The frames where the device fell furthest behind the server by each frame's own metric; without labels in dB."""
-    psnr = [s["restored"].get(name, {}).get(task, {}).get("psnr_to_server_db") for s in seen]
-    if labelled:
-        each = np.eye(len(seen))
-        mine, theirs = (np.nan_to_num(_frame_by_frame(m, each)) for m in (device, wanted))
-        order = np.argsort(mine - theirs, kind="stable")[:WORST]
-        chosen = [int(i) for i in order if mine[i] < theirs[i]]
-        return [_bad(task, seen[i], float(theirs[i]), float(mine[i]), psnr[i]) for i in chosen]
-    differing = [i for i, s in enumerate(seen) if s["same"].get(name, {}).get(task) is False]
-    chosen = sorted(differing, key=lambda i: psnr[i] or 0.0)[:WORST]
-    return [_bad(task, seen[i], None, None, psnr[i]) for i in chosen]
+    near = pair.to_server_db
+    if pair.metric == "same answers":
+        differing = [i for i, same in enumerate(pair.same) if not same]
+        chosen = sorted(differing, key=lambda i: near[i] or 0.0)[:WORST]
+        return [_bad(pair, i, None, None) for i in chosen]
+    mine, theirs = (np.nan_to_num(_frame_by_frame(m, len(pair.seen))) for m in (pair.device, pair.server))
+    order = np.argsort(mine - theirs, kind="stable")[:WORST]
+    return [_bad(pair, i, float(theirs[i]), float(mine[i])) for i in order.tolist() if mine[i] < theirs[i]]
 
 
-def _frame_by_frame(metric: Meter, each: Floats) -> Floats:
-    return np.concatenate([metric(each[i : i + 100]) for i in range(0, len(each), 100)])
+def _frame_by_frame(metric: Meter, n: int) -> Floats:
+    each = np.eye(n)
+    return np.concatenate([metric(each[i : i + 100]) for i in range(0, n, 100)])
 
 
-def _bad(task: str, seen: Seen, theirs: float | None, mine: float | None, psnr: float | None) -> Bad:
-    return Bad(task=task, frame=seen["name"], index=seen["i"], server=theirs, device=mine, psnr_to_server_db=psnr)
+def _bad(pair: _Pair, i: int, theirs: float | None, mine: float | None) -> Bad:
+    seen = pair.seen[i]
+    return Bad(
+        task=pair.task,
+        frame=seen["name"],
+        index=seen["i"],
+        server=theirs,
+        device=mine,
+        psnr_to_server_db=pair.to_server_db[i],
+    )

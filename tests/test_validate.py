@@ -198,6 +198,11 @@ def test_data_of_other_labels_and_unknown_tasks_are_refused(bundle: Path, tiny_c
     wish = wish_of(bundle, tiny_checkpoint, tmp_path)
     with pytest.raises(UsageError, match="did you mean 'cls'"):
         validated(replace(wish, tasks=("clas",)))
+    config = preset("tiny")
+    tasks = {task: part.model_copy(update={"net": "none"}) for task, part in config.tasks.items()}
+    save_checkpoint(tmp_path / "restoring", TaskTok(config.model_copy(update={"tasks": tasks})), facts={})
+    with pytest.raises(UsageError, match="has no network for cls"):
+        validated(replace(wish, same_as=str(tmp_path / "restoring")))
     for name in ("a", "b"):
         (tmp_path / "tree" / "val" / name).mkdir(parents=True)
         write_frames(tmp_path / "tree" / "val" / name, Scenes(1, degradations(["noise"], [1])))

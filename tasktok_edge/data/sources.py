@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasktok_edge.data.degrade import DEGRADATIONS, SEVERITIES, degrade, to_float, to_uint8
-from tasktok_edge.data.folders import SUFFIXES, VOC_CLASSES, Picture, load_picture, require_pairs
+from tasktok_edge.data.folders import SUFFIXES, VOC_CLASSES, ClassFolder, Picture, load_picture, require_pairs
 from tasktok_edge.data.geometry import Sizes
 from tasktok_edge.data.heldout import held_out
 from tasktok_edge.data.official import EVALUATION_STREAM, Draw, Evaluation, Paired, Task, TaskDataset, open_dataset
@@ -148,7 +148,7 @@ def _otherwise(data: TaskDataset, way: Evaluation | Paired) -> TaskDataset:
 
 
 def _n_classes(data: TaskDataset) -> int:
-    return len(data.pictures.classes) if hasattr(data.pictures, "classes") else 0
+    return len(data.pictures.classes) if isinstance(data.pictures, ClassFolder) else 0
 
 
 def _bytes(image: Tensor) -> Picture:

@@ -10,7 +10,8 @@ from tasktok_edge.errors import DeviceError
 from tasktok_edge.runtimes.evaluator import Evaluator
 from tasktok_edge.runtimes.mil_operators import OPERATORS
 from tasktok_edge.runtimes.mlprogram import MODEL, Package
-from tests.mil_cases import CASES, error, evaluated
+from tests.helpers_mil import error, evaluated
+from tests.mil_cases import CASES
 
 ct = pytest.importorskip("coremltools")
 SEEDS = 2  # `python -m tests.mil_cases` tries as many as one likes
