@@ -1,84 +1,165 @@
-"""`tasktok-edge camera`: frames of a camera, restored, with the task's answer drawn in, on a screen or into files."""
+"""`tasktok-edge camera`: frames of a camera, restored, the task's answer drawn in, on a screen, in a page or into files."""
 
-import json
+import os
 import time
+from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import cv2
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 
-from tasktok_edge.apps.restore import plain, say
-from tasktok_edge.drawing import draw_answer
+from tasktok_edge.apps.live import AUTO, OWN, Live, Wish, open_model, prove
+from tasktok_edge.apps.show import Film, Window, has_windows
 from tasktok_edge.errors import UsageError, unknown_word
 from tasktok_edge.recording import Recorder, head_of
-from tasktok_edge.runtimes import load
-from tasktok_edge.runtimes.cameras import camera
-from tasktok_edge.runtimes.stream import Event, Policy, Stream, Streamed, stream
+from tasktok_edge.runtimes.cameras import Frames, Source, camera
+from tasktok_edge.runtimes.sinks import Each, JsonLines, Sink, Sinks
+from tasktok_edge.runtimes.still import LEVELS
+from tasktok_edge.runtimes.stream import Event, Policy, Stream, stream
 
 POLICIES: dict[str, Policy] = {"latest": "latest", "every": "every"}
-SIDE = 384  # pixels of the height of a shown or written frame
-FPS = 25.0  # of a written video whose source does not say
-TELL_S = 5.0
-WINDOW = "tasktok-edge"
-KEYS = (27, ord("q"))  # which end it
+SCENES = "scenes"
+TELL_S, LOG_S = 5.0, 60.0  # between two lines of numbers on a terminal, and in a log
+POLL_S = 0.05  # how often keys and wishes are looked at while no frame comes
+KEPT = 10_000  # times that the last line is about
+TOKEN = "TASKTOK_EDGE_TOKEN"
 
 
 def camera_command(
-    bundle: Annotated[Path, typer.Option(help="a bundle: a folder, or a .ttk file")],
+    bundle: Annotated[list[Path], typer.Option(help="a folder, or a .ttk file; with --serve several to change between")],
     source: Annotated[
-        str, typer.Option(help='number of a webcam, video file, folder of pictures, URL (rtsp, http), or "gst: … ! appsink"')
+        str,
+        typer.Option(
+            help='number of a webcam, video file, folder of pictures, URL, "gst: …", or scenes, scenes:snow, scenes:snow:4'
+        ),
     ] = "0",
     task: Annotated[str | None, typer.Option(help="what to restore for; needed if the bundle has several")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, npu or an engine's own name")] = "auto",
     threads: Annotated[int | None, typer.Option(help="for the engine; default: as it chooses", min=1)] = None,
     tokens: Annotated[int | None, typer.Option(help="a budget that the bundle was built with")] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="frames a second to keep up with, by the bundle's largest budget that does", min=0.1),
+    ] = None,
     policy: Annotated[str, typer.Option(help="latest: old frames are dropped; every: none is, for files")] = "latest",
     max_staleness: Annotated[float, typer.Option(help="ms after which a frame is too old to be shown; 0: never", min=0)] = 0,
+    still: Annotated[
+        float, typer.Option(help="levels of 255 by which a part must change to be restored again; 0: every frame is", min=0)
+    ] = LEVELS,
     duration: Annotated[float | None, typer.Option(help="seconds, then end", min=0)] = None,
     headless: Annotated[bool, typer.Option("--headless", help="show no window")] = False,
     out: Annotated[Path | None, typer.Option(help="video to write (.mp4): degraded and restored, side by side")] = None,
     answers: Annotated[Path | None, typer.Option(help="file for the answers, a line of JSON a frame")] = None,
     record: Annotated[Path | None, typer.Option(help="new folder for frames and answers, for validate --recorded")] = None,
+    serve: Annotated[
+        str | None,
+        typer.Option(help=f"PORT or HOST:PORT of a page to look at and to change things; its token may be in {TOKEN}"),
+    ] = None,
 ) -> None:
-    """Restore a camera's frames as they come, and show or write them with the task's answer."""
+    """Restore a camera's frames as they come, and show, serve or write them with the task's answer."""
     if policy not in POLICIES:
         raise unknown_word("policy", policy, POLICIES)
-    if not headless and not _has_windows():
-        raise UsageError("this OpenCV cannot show windows (opencv-python-headless): add --headless, and --out or --answers")
+    if len(bundle) > 1 and serve is None:
+        raise UsageError("several bundles are for --serve, whose page changes between them: give one")
+    if tokens is not None and fps is not None:
+        raise UsageError("--tokens fixes the budget, --fps chooses it: give one of them")
+    window = not headless and serve is None
+    if window and not has_windows():
+        raise UsageError(
+            "this OpenCV cannot show windows (opencv-python-headless): add --headless, with --out or --answers, or --serve"
+        )
     for file in (out, answers):
         if file is not None and not file.parent.is_dir():
             raise UsageError(f"{file} cannot be written, there is no folder {file.parent}")
-    frames, console = camera(source), Console(stderr=True)
+    from tasktok_edge.cli import need
+
+    cv2.utils.logging.setLogLevel(
+        cv2.utils.logging.LOG_LEVEL_SILENT
+    )  # what it has to say of a camera that is not there, an event says once
+    frames, console = _source(source), Console(stderr=True)
     with ExitStack() as stack:
-        session = stack.enter_context(load(bundle, device, threads=threads, tokens=tokens))
-        named = _task(task, session.tasks)
-        session(np.zeros((session.size, session.size, 3), np.uint8), named)  # the first call proves, and takes longer
-        lines = stack.enter_context(answers.open("w", encoding="utf-8")) if answers else None
-        recorder = None
-        if record is not None:
-            labels = {named: session.bundle.manifest.tasks[named].labels}
-            recorder = stack.enter_context(Recorder(record, head_of(session), labels))
-        console.print(f"{session.bundle.manifest.name} on {session.device.native}, {session.precision}", highlight=False)
+        opening = partial(
+            open_model, device=device, threads=threads, tokens=tokens, budgets=serve is not None or fps is not None
+        )
+        model = opening(bundle[0])
+        stack.callback(model.close)
+        start = Wish(model, _task(task, model.own.tasks), AUTO if fps else OWN)
+        for session in model.of_budget(start.budget):
+            prove(session, start.task)
+        live = Live(bundle, opening, start, frames.name, max_staleness or None)
+        stack.callback(live.close)
 
         def tell(event: Event) -> None:
-            console.print(f"{event.kind}: {event.told}", highlight=False, markup=False)
+            live.tell(event)
+            console.print(f"{event.kind}: {event.told}", highlight=False, markup=False, soft_wrap=True)
 
-        limit = max_staleness or None
+        sinks = stack.enter_context(Sinks(_sinks(live, stack, window, out, answers, record), tell))
+        if serve is not None:
+            need("camera", "fastapi", "uvicorn", "prometheus_client")
+            from tasktok_edge.apps.serve import serving
+
+            address = stack.enter_context(serving(live, serve, os.environ.get(TOKEN) or None))
+            console.print(f"serving {address}", highlight=False, soft_wrap=True)
+        own = model.own
+        console.print(f"{own.bundle.manifest.name} on {own.device.native}, {own.precision}", highlight=False)
         results = stack.enter_context(
-            stream(session, frames, task=named, policy=POLICIES[policy], max_staleness_ms=limit, on_event=tell)
+            stream(
+                model.of_budget(start.budget),
+                frames,
+                task=start.task,
+                policy=POLICIES[policy],
+                max_staleness_ms=max_staleness or None,
+                still=still or None if record is None else None,
+                fps=fps,
+                on_event=tell,
+            )
         )
-        sink = stack.enter_context(_Writer(out)) if out else None
-        seen = _watch(results, console, lines, recorder, sink, named, duration=duration, window=not headless)
-    console.print(_numbers(results, seen), highlight=False, soft_wrap=True)
+        live.results = results
+        times = deque[float](maxlen=KEPT)
+        with suppress(KeyboardInterrupt):  # how a camera is ended
+            _watch(results, live, sinks, times, console, duration=duration, window=window)
+    counts = results.counts
+    if not counts.captured and not frames.live and live.told["lost"]:
+        raise UsageError(next(event.told for _, event in live.events if event.kind == "lost"))
+    console.print(_numbers(results, times), highlight=False, soft_wrap=True)
     for file in (out, answers, record):
         if file is not None:
-            print(f"saved {file}")
+            print(f"saved {file}" + (f", without {n} results" if (n := sinks.missed[str(file)]) else ""))
+
+
+def _source(words: str) -> Source:
+    if words != SCENES and not words.startswith(f"{SCENES}:"):
+        return camera(words)
+    from tasktok_edge.data.live import FPS, moving_scenes
+
+    endless = moving_scenes(words.removeprefix(SCENES).removeprefix(":"))
+    return Frames(lambda: endless, words, fps=FPS)
+
+
+def _sinks(
+    live: Live, stack: ExitStack, window: bool, out: Path | None, answers: Path | None, record: Path | None
+) -> list[Sink]:
+    found: list[Sink] = [live]
+    if out is not None:
+        found.append(Film(out))
+    if answers is not None:
+        found.append(JsonLines(answers))
+    if record is not None:
+        task, own = live.now.task, live.now.model.own
+        labels = {task: own.bundle.manifest.tasks[task].labels}
+        recorder = stack.enter_context(Recorder(record, head_of(own), labels))
+        found.append(
+            Each(lambda one: recorder.add(f"frame {one.index}", one.frame, {task: (one.restored, one.answer)}), str(record))
+        )
+    if window:
+        found.append(Window())
+    return found
 
 
 def _task(task: str | None, known: Sequence[str]) -> str:
@@ -91,100 +172,42 @@ def _task(task: str | None, known: Sequence[str]) -> str:
 
 def _watch(
     results: Stream,
+    live: Live,
+    sinks: Sinks,
+    times: deque[float],
     console: Console,
-    lines: TextIO | None,
-    recorder: Recorder | None,
-    sink: "_Writer | None",
-    task: str,
     *,
     duration: float | None,
     window: bool,
-) -> list[float]:
-    """Go on until the source ends, the time is over or a key is pressed; gives the end-to-end times of the last minutes."""
+) -> None:
+    """Go on until the source ends, the time is over or a key is pressed; end-to-end times go into `times`."""
     begun = told = time.monotonic()
-    times: list[float] = []
-    for one in results:
-        times = [*times[-9999:], one.end_to_end_ms]
-        if lines is not None:
-            lines.write(json.dumps(_line(one)) + "\n")
-            lines.flush()
-        if recorder is not None:
-            recorder.add(f"frame {one.index}", one.frame, {task: (one.result.frame, one.result.answer)})
-        if sink is not None or window:
-            picture = _side_by_side(one)
-            if sink is not None:
-                sink.write(picture)
-            if window:
-                cv2.imshow(WINDOW, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-                if cv2.waitKey(1) in KEYS:
-                    break
+    while not results.ended:
+        one = results.poll(POLL_S)
+        live.obey()
+        if one is not None:
+            times.append(one.end_to_end_ms)
+            sinks.write(one)
+        if window and Window.left():
+            break
         now = time.monotonic()
-        if now - told > TELL_S:
+        if now - told > (TELL_S if console.is_terminal else LOG_S):
             told = now
             console.print(_numbers(results, times), highlight=False, soft_wrap=True)
         if duration is not None and now - begun > duration:
             break
-    return times
 
 
-def _line(one: Streamed) -> dict[str, object]:
-    spent = {"queue_ms": one.queue_ms, "inference_ms": one.inference_ms, "end_to_end_ms": one.end_to_end_ms}
-    times = {name: round(value, 3) for name, value in spent.items()}
-    return {"frame": one.index, "said": say(one.result.answer), "answer": plain(one.result.answer), **times}
-
-
-def _side_by_side(one: Streamed) -> NDArray[np.uint8]:
-    drawn, said = draw_answer(one.result.frame, one.result.answer)
-    width = max(2, round(one.frame.shape[1] * SIDE / one.frame.shape[0]) // 2 * 2)  # even, as codecs want it
-    left, right = (np.asarray(cv2.resize(f, (width, SIDE)), np.uint8) for f in (one.frame, drawn))
-    both = np.concatenate([left, right], axis=1)
-    told = f"{said}  {one.inference_ms:.1f} ms".strip()
-    for colour, thick in ((0, 3), (255, 1)):
-        cv2.putText(both, told, (width + 8, SIDE - 12), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (colour,) * 3, thick, cv2.LINE_AA)
-    return both
-
-
-class _Writer:
-    """A video file, opened with the size of the first picture; others are brought to that."""
-
-    def __init__(self, file: Path) -> None:
-        self._file, self._size = file, (0, 0)
-        self._writer: cv2.VideoWriter | None = None
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.release()
-
-    def write(self, picture: NDArray[np.uint8]) -> None:
-        if self._writer is None:
-            self._size = (picture.shape[1], picture.shape[0])
-            self._writer = cv2.VideoWriter(str(self._file), cv2.VideoWriter.fourcc(*"mp4v"), FPS, self._size)
-            if not self._writer.isOpened():
-                raise UsageError(f"{self._file} cannot be written as a video: name a file that ends in .mp4")
-        if (picture.shape[1], picture.shape[0]) != self._size:
-            picture = np.asarray(cv2.resize(picture, self._size), np.uint8)
-        self._writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-
-
-def _numbers(results: Stream, times: list[float]) -> str:
+def _numbers(results: Stream, times: Sequence[float]) -> str:
     c = results.counts
-    told = f"{c.answered} answered, {c.dropped} dropped, {c.stale} too old, {c.refused} refused of {c.captured} frames"
+    told = (
+        f"{c.answered} answered, {c.still} still, {c.dropped} dropped, {c.stale} too old, {c.damaged} damaged, "
+        f"{c.refused} refused of {c.captured} frames"
+    )
     if not times:
         return told
     p50, p95 = np.percentile(times, [50, 95])
     return f"{told}; end to end {p50:.1f} ms, p95 {p95:.1f}"
-
-
-def _has_windows() -> bool:
-    try:
-        cv2.namedWindow(WINDOW)
-        cv2.destroyWindow(WINDOW)
-    except cv2.error:
-        return False
-    return True
 
 
 if __name__ == "__main__":  # python -m tasktok_edge.apps.camera

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +12,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from tasktok_edge.drawing import SHOWN_SCORE
 from tasktok_edge.errors import FrameError, UsageError, unknown_word
-from tasktok_edge.manifest import function_name
 from tasktok_edge.recording import Recorder, everything, head_of
-from tasktok_edge.runtimes import Answer, Classification, Segmentation, Session, load
+from tasktok_edge.runtimes import Session, load
+from tasktok_edge.runtimes.answers import plain, say
 
 
 def restore_command(
@@ -61,7 +59,7 @@ def _restore(
     session: Session, frames: list[NDArray[np.uint8]], names: list[str], task: str | None, out: Path
 ) -> Iterator[dict[str, Any]]:
     # A checkpoint may have no network for a task: its bundle restores all the same, and the row says so.
-    answers = function_name("predict", task or session.tasks[0], session.tokens) in session.functions
+    answers = session.answers(task)
     for frame, name in zip(frames, names, strict=True):
         result = session(frame, task) if answers else None
         restored = session.restore(frame, task) if result is None else result.frame
@@ -93,22 +91,3 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     if picture is None:
         raise FrameError(f"{path} is not a picture that OpenCV reads: give a PNG or JPEG file")
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
-
-
-def say(answer: Answer) -> str:
-    """Put an answer into a few words."""
-    if isinstance(answer, Classification):
-        return f"{answer.label} ({answer.scores[answer.index]:.0%})"
-    if isinstance(answer, Segmentation):
-        shares = np.bincount(answer.mask.ravel(), minlength=len(answer.labels)) / answer.mask.size
-        return ", ".join(f"{answer.labels[i]} {shares[i]:.1%}" for i in np.argsort(-shares) if shares[i] >= 0.001)
-    sure = [(answer.names[k], s) for k, s in zip(answer.labels, answer.scores, strict=True) if s >= SHOWN_SCORE]
-    return ", ".join(f"{name} {score:.2f}" for name, score in sure) or "nothing found"
-
-
-def plain(answer: Answer) -> dict[str, Any]:
-    """An answer as JSON takes it; of a mask, the share of every label."""
-    if isinstance(answer, Segmentation):
-        shares = np.bincount(answer.mask.ravel(), minlength=len(answer.labels)) / answer.mask.size
-        return {"shares": dict(zip(answer.labels, shares.round(6).tolist(), strict=True))}
-    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in asdict(answer).items()}

@@ -9,7 +9,7 @@ Outputs by task kind, float32, S the function's size:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import cv2
@@ -23,6 +23,7 @@ Kind = Literal["cls", "seg", "det"]
 SCORE_FLOOR = 0.05  # torchvision's detectors use the same three, so that scores compare
 NMS_IOU = 0.5
 MAX_BOXES = 100
+SHOWN_SCORE = 0.3  # of boxes that people are shown
 MAX_CANDIDATES = 1000  # before suppression, the best first: its cost grows with the square
 
 
@@ -151,3 +152,22 @@ def answer_of(
     if kind == "seg":
         return segmentation([o[name] for o in outputs], layout, labels)
     return detections([(o[f"{name}_boxes"], o[f"{name}_scores"]) for o in outputs], layout, labels, heat_map=heat_map)
+
+
+def say(answer: Answer) -> str:
+    """Put an answer into a few words."""
+    if isinstance(answer, Classification):
+        return f"{answer.label} ({answer.scores[answer.index]:.0%})"
+    if isinstance(answer, Segmentation):
+        shares = np.bincount(answer.mask.ravel(), minlength=len(answer.labels)) / answer.mask.size
+        return ", ".join(f"{answer.labels[i]} {shares[i]:.1%}" for i in np.argsort(-shares) if shares[i] >= 0.001)
+    sure = [(answer.names[k], s) for k, s in zip(answer.labels, answer.scores, strict=True) if s >= SHOWN_SCORE]
+    return ", ".join(f"{name} {score:.2f}" for name, score in sure) or "nothing found"
+
+
+def plain(answer: Answer) -> dict[str, Any]:
+    """An answer as JSON takes it; of a mask, the share of every label."""
+    if isinstance(answer, Segmentation):
+        shares = np.bincount(answer.mask.ravel(), minlength=len(answer.labels)) / answer.mask.size
+        return {"shares": dict(zip(answer.labels, shares.round(6).tolist(), strict=True))}
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in asdict(answer).items()}

@@ -18,7 +18,6 @@ Frame = NDArray[np.uint8]  # (H, W, 3) RGB
 PICTURES = (".jpeg", ".jpg", ".png", ".bmp")
 URLS = ("rtsp", "rtsps", "http", "https", "udp", "rtmp")
 PIPELINE = "gst:"
-OPEN_MS = READ_MS = 5000  # what FFmpeg may take for a network stream before it gives up
 
 
 class EndedError(Exception):
@@ -29,8 +28,15 @@ class LostError(Exception):
     """The source gave no frame, or could not be opened; it may come back."""
 
 
+class DamagedError(Exception):
+    """This frame came damaged; the next may be whole."""
+
+
 class Source(Protocol):
-    """`live` sources go on whether they are read or not, and are opened again when they are lost; `fps` None: as they come."""
+    """`live` sources go on whether they are read or not, and are opened again when they are lost; `fps` None: as they come.
+
+    read() raises one of the errors above. The other calls may raise LostError.
+    """
 
     name: str
     live: bool
@@ -43,24 +49,23 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-class Video:
-    """Whatever OpenCV captures: the number of a webcam, a file, a URL, or a GStreamer pipeline that ends in appsink."""
+class Webcam:
+    """A camera of this machine by its number, through OpenCV."""
 
-    def __init__(self, what: int | str, name: str, *, live: bool, backend: int = cv2.CAP_ANY) -> None:
-        self.name, self.live = name, live
-        self.fps: float | None = None
-        self._what, self._backend = what, backend
+    live = True
+    fps: float | None = None
+
+    def __init__(self, number: int) -> None:
+        self.name = f"camera {number}"
+        self._number = number
         self._capture: cv2.VideoCapture | None = None
 
     def open(self) -> None:
-        network = self.live and isinstance(self._what, str) and self._backend == cv2.CAP_FFMPEG
-        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_MS] if network else []
-        capture = cv2.VideoCapture(self._what, self._backend, limits)  # type: ignore[arg-type, call-overload]
+        capture = cv2.VideoCapture(self._number)
         if not capture.isOpened():
             capture.release()
             raise LostError(f"{self.name} cannot be opened")
-        fps = float(capture.get(cv2.CAP_PROP_FPS))
-        self._capture, self.fps = capture, None if self.live or not 1 <= fps <= 240 else fps
+        self._capture = capture
 
     def read(self) -> Frame:
         assert self._capture is not None
@@ -69,7 +74,7 @@ class Video:
         except cv2.error as error:
             raise LostError(f"{self.name}: {str(error).strip().splitlines()[-1]}") from None
         if not there:
-            raise LostError(f"{self.name} gave no frame") if self.live else EndedError
+            raise LostError(f"{self.name} gave no frame")
         return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
 
     def close(self) -> None:
@@ -103,36 +108,41 @@ class Frames:
 def camera(spec: str) -> Source:
     """Turn a word of the command line into a source; UsageError where it is none.
 
-    "0" is a webcam, "clip.mp4" a file, "pictures/" a folder, "rtsp://host/1" a stream, "gst: v4l2src ! … ! appsink" a pipeline.
+    "0" is a webcam, "clip.mp4" a file, "pictures/" a folder, "rtsp://host/1" a stream, "gst: v4l2src" a GStreamer pipeline.
+    Files, streams and pipelines are decoded by PyAV: PackageError where it is not installed.
 
     >>> camera("rtsp://user:secret@camera.local:554/1?token=x").name
     'rtsp://camera.local'
     """
     if spec.isdecimal():
-        return Video(int(spec), f"camera {spec}", live=True)
-    if spec.startswith(PIPELINE):
-        if "GStreamer:                   YES" not in cv2.getBuildInformation():
-            raise UsageError(
-                "this OpenCV was built without GStreamer: use a build that has it, such as Debian's python3-opencv"
-            )
-        return Video(spec.removeprefix(PIPELINE).strip(), "GStreamer pipeline", live=True, backend=cv2.CAP_GSTREAMER)
-    url = urlsplit(spec)
-    if url.scheme in URLS:
-        return Video(spec, f"{url.scheme}://{url.hostname or ''}", live=True, backend=cv2.CAP_FFMPEG)
+        return Webcam(int(spec))
     path = Path(spec)
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
-        if not files:
-            raise UsageError(f"{path} holds no picture ({', '.join(PICTURES)})")
-        return Frames(lambda: map(_picture, files), str(path))
-    if not path.is_file():
-        raise UsageError(f"there is no camera, file, folder or URL {spec!r}")
+    url = urlsplit(spec)
+    if not spec.startswith(PIPELINE) and url.scheme not in URLS:
+        if path.is_dir():
+            files = _pictures(path)
+            return Frames(lambda: map(_picture, files), str(path))
+        if not path.is_file():
+            raise UsageError(f"there is no camera, file, folder or URL {spec!r}")
+    from tasktok_edge.runtimes.video import Pipeline, Video
+
+    if spec.startswith(PIPELINE):
+        return Pipeline(spec.removeprefix(PIPELINE))
+    if url.scheme in URLS:
+        return Video(spec, f"{url.scheme}://{url.hostname or ''}", live=True)
     return Video(spec, str(path), live=False)
 
 
+def _pictures(folder: Path) -> list[Path]:
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
+    if not files:
+        raise UsageError(f"{folder} holds no picture ({', '.join(PICTURES)})")
+    return files
+
+
 def _picture(file: Path) -> Frame:
-    data = np.fromfile(file, np.uint8)
+    data = np.fromfile(file, np.uint8) if file.is_file() else np.zeros(0, np.uint8)
     picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if picture is None:
-        return np.zeros((0, 0, 3), np.uint8)  # what a session refuses: the stream tells of it and goes on
+        raise DamagedError(f"{file} is not a picture that OpenCV reads")
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)

@@ -102,6 +102,10 @@ class Session:
         """What can be run, such as "restore/seg" ("restore/seg@8"); a bundle may hold no predict/<task> for some tasks."""
         return tuple(self._functions)
 
+    def answers(self, task: str | None = None) -> bool:
+        """Whether there is a network that looks at what is restored for a task; else only restore() is possible."""
+        return function_name("predict", self._named(task), self._tokens) in self._functions
+
     @property
     def size(self) -> int:
         """The side of the square that the functions work on."""

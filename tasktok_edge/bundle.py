@@ -91,6 +91,7 @@ class Bundle:
     source: Path  # what was read: the folder, or the .ttk
     manifest: Manifest
     sha256: str  # of the manifest file, which holds the hashes of all others: the identity of the bundle
+    budgets: tuple[int, ...] = ()  # the numbers of tokens that it was built with, whichever is kept to now
     _temporary: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False, compare=False)
 
     @property
@@ -108,9 +109,8 @@ class Bundle:
 
         Raises UsageError where it was not built with that number.
         """
-        budgets = self.manifest.budgets
-        if tokens is not None and tokens not in budgets:
-            known = f"only with {', '.join(map(str, budgets))}" if budgets else "with none"
+        if tokens is not None and tokens not in self.budgets:
+            known = f"only with {', '.join(map(str, self.budgets))}" if self.budgets else "with none"
             told = f"{self.source} was built for no budget of {tokens} tokens, {known}"
             raise UsageError(f"{told}: leave it out, or export with --tokens {tokens}")
         functions = tuple(f for f in self.manifest.functions if f.tokens == tokens)
@@ -190,7 +190,8 @@ def _read_folder(root: Path, source: Path, public_key: Path | None) -> Bundle:
             faults.append(f"{name} was changed: its SHA-256 is not the one in {MANIFEST}")
     if faults:
         raise BundleError(f"{some(faults)}. Copy or export the bundle again")
-    return Bundle(path=root, source=source, manifest=manifest, sha256=hashlib.sha256(data).hexdigest())
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Bundle(path=root, source=source, manifest=manifest, sha256=sha256, budgets=manifest.budgets)
 
 
 def _signature(root: Path) -> bytes | None:

@@ -4,9 +4,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tasktok_edge.runtimes.answers import Answer, Classification, Detections, Segmentation
+from tasktok_edge.runtimes.answers import SHOWN_SCORE, Answer, Classification, Detections, Segmentation
 
-SHOWN_SCORE = 0.3  # of boxes
 Image = NDArray[np.uint8]
 
 

@@ -3,8 +3,9 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasktok_edge.errors import FrameError, UsageError
+from tasktok_edge.errors import FrameError
 from tasktok_edge.frames import check_frame
 from tasktok_edge.runtimes.answers import Classification
-from tasktok_edge.runtimes.cameras import EndedError, Frame, Frames, LostError, Video, camera
+from tasktok_edge.runtimes.cameras import EndedError, Frame, Frames, LostError, camera
 from tasktok_edge.runtimes.session import Result
 from tasktok_edge.runtimes.stream import Event, Policy, Stream, stream
 
@@ -28,15 +29,21 @@ class Model:
     """Answers each frame with its first pixel, after a while; refuses what a session refuses."""
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
+        self.seconds, self.calls, self.tokens, self.tasks = seconds, 0, 8, set[str | None]()
+        self.bundle = SimpleNamespace(manifest=SimpleNamespace(name="fake"))
+
+    def answers(self, task: str | None) -> bool:
+        return True
 
     def __call__(self, frame: Frame, task: str | None) -> Result:
         check_frame(frame)
         time.sleep(self.seconds)
+        self.calls += 1
+        self.tasks.add(task)
         return Result(frame, Classification(int(frame[0, 0, 0]), "", np.zeros(1, np.float32)))
 
 
-def streamed(source: object, model: Model, **options: object) -> Stream:
+def streamed(source: object, model: object, **options: object) -> Stream:
     return stream(model, source, **options)  # type: ignore[arg-type]
 
 
@@ -49,7 +56,7 @@ def test_every_frame_of_a_file_is_answered_in_order() -> None:
     with streamed(Frames(lambda: frames(50)), Model(), policy="every", on_event=events.append) as results:
         seen = list(results)
     assert [one.index for one in seen] == list(range(50))
-    assert all(one.result.answer.index == one.frame[0, 0, 0] for one in seen)  # type: ignore[union-attr]
+    assert all(one.answer.index == one.frame[0, 0, 0] for one in seen)  # type: ignore[union-attr]
     assert all(0 <= one.queue_ms <= one.end_to_end_ms and one.inference_ms <= one.end_to_end_ms for one in seen)
     assert results.counts.captured == results.counts.answered == 50 and results.counts.dropped == 0
     assert [e.kind for e in events] == ["opened", "ended"]
@@ -61,7 +68,7 @@ def test_no_frame_is_lost_from_the_count(n: int, seconds: float, policy: Policy)
     with streamed(Frames(lambda: frames(n), fps=2000), Model(seconds), policy=policy) as results:
         seen = answered(results)
     counts = results.counts
-    assert counts.captured == n == counts.answered + counts.dropped + counts.stale + counts.refused
+    assert counts.captured == n == counts.answered + counts.dropped
     assert seen == sorted(set(seen)) and len(seen) == counts.answered
     assert seen[-1] == n - 1 and (policy == "latest" or len(seen) == n)
 
@@ -103,7 +110,8 @@ def test_damaged_frames_are_refused_and_told_and_others_go_on(tmp_path: Path) ->
     events: list[Event] = []
     with streamed(camera(str(tmp_path)), Model(), policy="every", on_event=events.append) as results:
         assert answered(results) == [0, 1, 3]
-    assert results.counts.refused == 1 and [e.kind for e in events].count("refused") == 1
+    assert results.counts.damaged == 1 and [e.kind for e in events].count("damaged") == 1
+    assert events[1].told == f"{tmp_path / '2.png'} is not a picture that OpenCV reads"
 
 
 class Flaky:
@@ -168,38 +176,78 @@ def test_closing_wakes_who_waits() -> None:
     gate.set()
 
 
-@pytest.mark.parametrize(
-    ("make", "told"),
-    [
-        (lambda folder: str(folder), "holds no picture"),
-        (lambda folder: str(folder / "none.mp4"), "no camera, file, folder or URL"),
-    ],
-)
-def test_what_is_no_camera_is_told(make: Callable[[Path], str], told: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=told):
-        camera(make(tmp_path))
-
-
-def test_names_hold_no_credentials_and_a_video_has_its_rate(tmp_path: Path) -> None:
-    assert camera("http://user:secret@host.example/x?key=1").name == "http://host.example"
-    file = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), 50, (48, 32))
-    for picture in frames(6, 32):
-        writer.write(np.ascontiguousarray(cv2.resize(picture, (48, 32))))
-    writer.release()
-    source = camera(str(file))
-    assert isinstance(source, Video) and not source.live
-    begun = time.monotonic()
-    with streamed(source, Model()) as results:
-        assert answered(results)[-1] == 5
-    assert source.fps == 50 and time.monotonic() - begun > 0.1  # played, not swallowed
-
-
-def test_a_model_that_refuses_all_gives_nothing() -> None:
+def test_a_model_that_refuses_all_gives_nothing_and_that_is_told_once() -> None:
     class Refusing(Model):
         def __call__(self, frame: Frame, task: str | None) -> Result:
             raise FrameError("no")
 
-    with streamed(Frames(lambda: frames(3)), Refusing(), policy="every") as results:
+    events: list[Event] = []
+    with streamed(Frames(lambda: frames(3)), Refusing(), policy="every", on_event=events.append) as results:
         assert answered(results) == []
-    assert results.counts.refused == 3
+    assert results.counts.refused == 3 and [e.kind for e in events].count("refused") == 1
+
+
+def test_a_model_slower_than_a_result_may_be_old_is_told_once() -> None:
+    events: list[Event] = []
+    with streamed(Frames(lambda: frames(30), fps=100), Model(0.05), max_staleness_ms=20, on_event=events.append) as results:
+        assert not list(results)
+    assert [e.kind for e in events].count("slow") == 1 and results.counts.stale and not results.counts.answered
+
+
+def test_a_mistake_in_a_source_reaches_who_iterates() -> None:
+    def wrong() -> Iterator[Frame]:
+        yield from frames(2)
+        raise ZeroDivisionError("in the source")
+
+    with streamed(Frames(wrong), Model(), policy="every") as results:
+        assert next(results).index == 0 and next(results).index == 1
+        with pytest.raises(ZeroDivisionError, match="in the source"):
+            next(results)
+        assert answered(results) == []
+
+
+def test_a_still_scene_is_not_restored_again_and_a_change_is() -> None:
+    clip = [*frames(1, 48) * 5, *(np.full((48, 48, 3), v, np.uint8) for v in (1, 2, 3, 4, 5)), *frames(1, 64) * 2]
+    model = Model()
+    with streamed(Frames(lambda: clip), model, policy="every", still=2.5) as results:
+        seen = list(results)
+    # A slow change adds up until it is seen; a new size is a new scene.
+    assert [one.still for one in seen] == [False, True, True, True, True, True, True, False, True, True, False, True]
+    assert model.calls == results.counts.answered == 3 and results.counts.still == 9
+    assert [one.answer.index for one in seen] == [0] * 7 + [3] * 3 + [0] * 2  # type: ignore[union-attr]
+    assert all(one.inference_ms == 0 for one in seen if one.still)
+
+
+def test_the_first_of_several_sessions_that_keeps_up_is_used() -> None:
+    models, events = [Model(0.03), Model(0.03), Model(0.001)], list[Event]()
+    with streamed(Frames(lambda: frames(80), fps=100), models, fps=50, on_event=events.append) as results:
+        ways = [models.index(one.session) for one in results]  # type: ignore[arg-type]
+    assert sorted(ways) == ways and set(ways) == {0, 1, 2}
+    told = [e.told for e in events if e.kind == "pace"]
+    assert told == [f"fake with 8 tokens, {n} of 3 ways, for 50 frames a second" for n in (2, 3)]
+
+
+def test_another_task_is_used_from_the_next_frame_on() -> None:
+    first, second = Model(), Model()
+    with streamed(Frames(lambda: frames(20)), first, policy="every", still=2.5) as results:
+        next(results)
+        results.use(second, "det")  # type: ignore[arg-type]
+        assert not next(results).still  # the other's result is none of this one's
+        list(results)
+    assert second.tasks == {"det"} and first.calls == 1
+
+
+def test_who_has_other_work_polls() -> None:
+    gate = threading.Event()
+
+    def waiting() -> Iterator[Frame]:
+        gate.wait(5)
+        yield from frames(1)
+
+    with streamed(Frames(waiting), Model()) as results:
+        begun = time.monotonic()
+        assert results.poll(0.05) is None and not results.ended and time.monotonic() - begun < 1
+        gate.set()
+        one = results.poll(5)
+        assert one is not None and one.index == 0
+        assert results.poll(5) is None and results.ended
