@@ -33,10 +33,11 @@ COOKIE = "tasktok_token"
 WAIT_S = 1.0  # what a viewer waits for a new frame before it is told that there is none
 SICK_S = 5.0  # without a result, after which /healthz says so
 VIEWERS = 64  # connections at a time
+GOODBYE_S = 0.4  # twice what the server is given to end
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.5, 1, 2)  # of the metrics' histograms
 PAGE = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",  # the token may be in the address once
     "Cache-Control": "no-store",
@@ -211,14 +212,13 @@ def serving(live: Live, address: str, token: str | None) -> Iterator[str]:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             door.bind((host, port))
+            door.listen(VIEWERS)  # who comes before the server is up waits
         except OSError as error:
             raise UsageError(f"--serve {address}: {error.strerror}; name another port or host") from None
         app = page(live, token=known)
         if alone:  # another site's name that points here must not reach it
             app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", host])
-        config = uvicorn.Config(
-            app, log_level="error", access_log=False, ws="none", limit_concurrency=VIEWERS, timeout_graceful_shutdown=1
-        )
+        config = uvicorn.Config(app, log_level="critical", access_log=False, ws="none", limit_concurrency=VIEWERS)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([door],), name="tasktok-page", daemon=True)
         thread.start()
@@ -228,7 +228,9 @@ def serving(live: Live, address: str, token: str | None) -> Iterator[str]:
         finally:
             live.on_result(None)
             server.should_exit = True
-            thread.join(2)
+            thread.join(GOODBYE_S)
+            server.force_exit = True  # a viewer that does not read is not waited for
+            thread.join(GOODBYE_S)
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -2,27 +2,34 @@
 
     python scripts/study_stream.py BUNDLE --frames 100000
 
-The source stalls, changes its size, sends frames that are none, and goes away and comes back; the viewer rests now and then.
+The source stalls, changes its size, sends damaged frames, and goes away and comes back; a sink's disk is full now and then; the
+page has a viewer that asks and never reads; whoever takes the results rests. Every fault must be told once.
 """
 
 import gc
 import random
+import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
 import typer
 from rich.console import Console
 
+from tasktok_edge.apps.live import OWN, Live, Wish, open_model
+from tasktok_edge.apps.serve import serving
 from tasktok_edge.errors import VerdictError
-from tasktok_edge.runtimes import load
 from tasktok_edge.runtimes import stream as streams
-from tasktok_edge.runtimes.cameras import EndedError, Frame, LostError
+from tasktok_edge.runtimes.cameras import DamagedError, EndedError, Frame, LostError
+from tasktok_edge.runtimes.sinks import Sinks
+from tasktok_edge.runtimes.stream import Streamed
 
+FULL_EVERY, FULL_FOR = 7000, 300  # results after which the disk is full, and for how many
 SHARES = {"stall": 0.0003, "size": 0.001, "damaged": 0.002, "gone": 0.0005}  # of frames
 STALL_S = 0.4
 WARM_FRAMES = 5000  # before memory is looked at first
@@ -36,7 +43,7 @@ class Trouble:
     def __init__(self, n: int, size: int, seed: int = 0) -> None:
         self._draw, self._frames, self._left = random.Random(seed), np.random.default_rng(seed), n
         self._shapes = [(size, size), (size, 2 * size), (size + 7, size + 3)]
-        self._shape, self._gone = self._shapes[0], False
+        self._shape, self._gone, self._hurt = self._shapes[0], False, False
         self.done: Counter[str] = Counter()
         self._pool = {s: [self._frames.integers(0, 256, (*s, 3), np.uint8) for _ in range(4)] for s in self._shapes}
 
@@ -61,7 +68,10 @@ class Trouble:
             self._gone = True
             raise LostError("trouble went away")
         if fault == "damaged":
-            return np.zeros((0, 0, 3), np.uint8)
+            self.done["damaged, told"] += not self._hurt  # those that follow one another are one fault
+            self._hurt = True
+            raise DamagedError("trouble sent half a frame")
+        self._hurt = False
         if fault == "stall":
             time.sleep(STALL_S)
         if fault == "size":
@@ -72,6 +82,36 @@ class Trouble:
     def close(self) -> None: ...
 
 
+class FullDisk:
+    """A sink whose disk is full from time to time."""
+
+    name = "disk"
+
+    def __init__(self) -> None:
+        self.seen, self.outages, self.closed = 0, 0, False
+
+    def write(self, _: Streamed) -> None:
+        self.seen += 1
+        if self.seen % FULL_EVERY < FULL_FOR and self.seen > FULL_EVERY:
+            self.outages += self.seen % FULL_EVERY == 0
+            raise OSError(28, "No space left on device")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def never_reads(address: str) -> socket.socket:
+    """A viewer that has asked for a thousand results and looks at none."""
+    url = urlsplit(address)
+    viewer = socket.create_connection((url.hostname, url.port))
+    ask = f"GET /api/live?after=-1 HTTP/1.1\r\nHost: {url.netloc}\r\n\r\n".encode()
+    viewer.setblocking(False)
+    with suppress(BlockingIOError):
+        for _ in range(1000):
+            viewer.send(ask)
+    return viewer
+
+
 def main(
     bundle: Annotated[Path, typer.Argument()],
     frames: Annotated[int, typer.Option(min=10000)] = 100_000,
@@ -80,37 +120,40 @@ def main(
     console = Console()
     streams.STALL_S = STALL_S / 2
     streams.BACK_OFF_S = (0.01, 0.05)
-    events: Counter[str] = Counter()
-    with load(bundle, threads=1) as session:
-        source = Trouble(frames, session.size)
-        task = session.tasks[0]
-        first_mib, last = 0.0, -1
-        with streams.stream(session, source, task=task, on_event=lambda e: events.update([e.kind])) as results:
-            for one in _with_rests(results):
-                if one.index <= last:
-                    raise VerdictError(f"frame {one.index} came after {last}")
-                last = one.index
-                if not first_mib and one.index > WARM_FRAMES:
-                    first_mib = _mib()
-            counts = results.counts
-            begun = time.monotonic()
+    model = open_model(bundle, "auto", 1)
+    source, disk, task = Trouble(frames, model.own.size), FullDisk(), model.own.tasks[0]
+    live = Live([bundle], lambda path: open_model(path, "auto", 1), Wish(model, task, OWN), source.name)
+    first_mib, last, events = 0.0, -1, live.told
+    with ExitStack() as stack:
+        stack.callback(live.close)
+        viewer = never_reads(stack.enter_context(serving(live, "0", None)))
+        sinks = stack.enter_context(Sinks([live, disk], live.tell))
+        results = stack.enter_context(streams.stream(model.own, source, task=task, on_event=live.tell))
+        live.results = results
+        for n, one in enumerate(results, 1):
+            sinks.write(one)
+            if one.index <= last:
+                raise VerdictError(f"frame {one.index} came after {last}")
+            last = one.index
+            if not first_mib and one.index > WARM_FRAMES:
+                first_mib = _mib()
+            if n % 5000 == 0:
+                time.sleep(1)  # nobody takes the results
+        end_mib, begun = _mib(), time.monotonic()
+        stack.close()
         closed_s = time.monotonic() - begun
-    grown = _mib() / first_mib - 1
-    console.print(f"source: {dict(source.done)}; events: {dict(events)}", highlight=False)
-    console.print(f"{counts}; closed in {closed_s:.2f} s", highlight=False)
+        viewer.close()
+    counts, grown, done = results.counts, end_mib / first_mib - 1, source.done
+    console.print(f"faults: {dict(done)}, disk full {disk.outages}; events: {dict(events)}", highlight=False)
+    console.print(f"{counts}; {dict(sinks.missed)} not written; closed in {closed_s:.2f} s", highlight=False)
     console.print(
-        f"memory {first_mib:.1f} MiB after {WARM_FRAMES} frames, {_mib():.1f} at the end, {grown:+.1%}", highlight=False
+        f"memory {first_mib:.1f} MiB after {WARM_FRAMES} frames, {end_mib:.1f} at the end, {grown:+.1%}", highlight=False
     )
-    total = counts.answered + counts.dropped + counts.stale + counts.refused
-    if total != counts.captured or grown > 0.02 or closed_s > 1 or events["lost"] != source.done["gone"]:
-        raise VerdictError("counts, memory, events or the end are not as they must be")
-
-
-def _with_rests(results: streams.Stream) -> Iterator[streams.Streamed]:
-    for n, one in enumerate(results, 1):
-        yield one
-        if n % 5000 == 0:
-            time.sleep(1)  # a viewer that does not look
+    total = counts.answered + counts.dropped + counts.stale + counts.refused + counts.damaged + counts.still
+    wanted = {"lost": done["gone"], "damaged": done["damaged, told"], "size": done["size"], "sink": disk.outages}
+    wrong = [f"{kind} told {events[kind]} times, not {n}" for kind, n in wanted.items() if events[kind] != n]
+    if wrong or total != counts.captured or grown > 0.02 or closed_s > 1 or not disk.closed:
+        raise VerdictError("; ".join(wrong) or "counts, memory or the end are not as they must be")
 
 
 def _mib() -> float:

@@ -31,7 +31,9 @@ function options(id, names, values, chosen) {
 function plot() {
   const canvas = $("plot"), draw = canvas.getContext("2d"), { width, height } = canvas;
   draw.clearRect(0, 0, width, height);
-  const top = Math.max(10, ...times.map((t) => t.end)) * 1.1;
+  const ends = times.map((t) => t.end).sort((a, b) => a - b);
+  const at = (share) => ends[Math.min(ends.length - 1, Math.floor(share * ends.length))];
+  const top = Math.max(10, 1.3 * at(0.97));  // a single peak is cut off, so that the rest is seen
   draw.fillStyle = "#59636e";
   draw.font = "11px system-ui";
   draw.fillText(top.toFixed(0), 4, 12);
@@ -41,9 +43,7 @@ function plot() {
     times.forEach((t, i) => draw.lineTo((i * width) / KEPT, height - (t[name] / top) * height));
     draw.stroke();
   }
-  const ends = times.map((t) => t.end).sort((a, b) => a - b);
-  const at = (share) => ends[Math.min(ends.length - 1, Math.floor(share * ends.length))];
-  if (ends.length) $("latency").textContent = `p50 ${at(0.5).toFixed(1)}, p95 ${at(0.95).toFixed(1)}`;
+  $("latency").textContent = `p50 ${at(0.5).toFixed(1)}, p95 ${at(0.95).toFixed(1)}`;
 }
 
 function tokens(told) {
