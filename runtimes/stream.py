@@ -256,13 +256,17 @@ class Stream:
                 if self._over or self._closed or now >= until:
                     return None
                 silent = now - self._heard
-                if silent >= STALL_S and not self._stalled:
-                    self._stalled = True
-                    self._on_event(Event("stalled", f"{self._source.name} gave no frame for {STALL_S:g} s"))
+                if silent >= STALL_S:
+                    self._tell_stalled()
                 self._changed.wait(until - now if self._stalled else min(until - now, max(STALL_S - silent, 0.001)))
             captured = self._waiting.popleft()
             self._changed.notify_all()
             return captured
+
+    def _tell_stalled(self) -> None:
+        if not self._stalled:
+            self._stalled = True
+            self._on_event(Event("stalled", f"{self._source.name} gave no frame for {STALL_S:g} s"))
 
     # The reader's thread.
 
@@ -272,6 +276,7 @@ class Stream:
             while not self._closed:
                 try:
                     self._source.open()
+                    self._heard, self._stalled = time.monotonic(), False
                     self._on_event(Event("opened", self._source.name))
                     attempt = 0
                     self._read_on()
@@ -319,6 +324,8 @@ class Stream:
 
     def _put(self, frame: NDArray[np.uint8]) -> None:
         with self._changed:
+            if time.monotonic() - self._heard >= STALL_S:
+                self._tell_stalled()  # nobody was there to find out while it lasted
             while self._policy == "every" and len(self._waiting) >= ROOM["every"] and not self._closed:
                 self._changed.wait()
             if self._policy == "latest" and len(self._waiting) >= ROOM["latest"]:

@@ -31,6 +31,7 @@ from tasktok_edge.runtimes.stream import Streamed
 
 FULL_EVERY, FULL_FOR = 7000, 300  # results after which the disk is full, and for how many
 SHARES = {"stall": 0.0003, "size": 0.001, "damaged": 0.002, "gone": 0.0005}  # of frames
+TOLD = {"lost": "gone", "stalled": "stall", "size": "size", "damaged": "damaged, told"}  # events by fault
 STALL_S = 0.4
 WARM_FRAMES = 5000  # before memory is looked at first
 
@@ -92,7 +93,7 @@ class FullDisk:
 
     def write(self, _: Streamed) -> None:
         self.seen += 1
-        if self.seen % FULL_EVERY < FULL_FOR and self.seen > FULL_EVERY:
+        if self.seen >= FULL_EVERY and self.seen % FULL_EVERY < FULL_FOR:
             self.outages += self.seen % FULL_EVERY == 0
             raise OSError(28, "No space left on device")
 
@@ -150,7 +151,13 @@ def main(
         f"memory {first_mib:.1f} MiB after {WARM_FRAMES} frames, {end_mib:.1f} at the end, {grown:+.1%}", highlight=False
     )
     total = counts.answered + counts.dropped + counts.stale + counts.refused + counts.damaged + counts.still
-    wanted = {"lost": done["gone"], "damaged": done["damaged, told"], "size": done["size"], "sink": disk.outages}
+    wanted = {kind: done[fault] for kind, fault in TOLD.items()} | {"sink": disk.outages}
+        "lost": done["gone"],
+        "damaged": done["damaged, told"],
+        "size": done["size"],
+        "stalled": done["stall"],
+        "sink": disk.outages,
+    }
     wrong = [f"{kind} told {events[kind]} times, not {n}" for kind, n in wanted.items() if events[kind] != n]
     if wrong or total != counts.captured or grown > 0.02 or closed_s > 1 or not disk.closed:
         raise VerdictError("; ".join(wrong) or "counts, memory or the end are not as they must be")

@@ -98,7 +98,7 @@ def main(
                             assert one.answer is not None and late.answer is not None
                             other.append(not same_answer(one.answer, late.answer))
                     if not clip and task == "det":
-                        rows.append(_row(words, each))
+                        rows.append(_row(words, each, lines["degraded"]))
             n = clips * (MOVING + STANDING)
             figures = {key: float(meter(key[1], found)(np.ones((1, len(found))))[0]) for key, found in seen.items()}
             accuracy.add_row(
@@ -116,13 +116,13 @@ def _share(found: Sequence[bool]) -> str:
     return f"{np.mean(found):.1%}" if found else "-"
 
 
-def _row(words: str, found: Sequence[Streamed]) -> Image:
-    """Some frames of a clip, degraded above restored with the answer drawn in."""
-    shown = [found[i] for i in SHOWN]
-    above = np.concatenate([one.frame for one in shown], axis=1)
-    below = np.concatenate([draw_answer(one.restored, one.answer)[0] for one in shown if one.answer], axis=1)
-    cv2.putText(above, words, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
-    return np.concatenate([above, below], axis=1)
+def _row(words: str, found: Sequence[Streamed], without: Sequence[Answer | None]) -> Image:
+    """Some frames of a clip with the answers drawn in: degraded, by who does not restore; and restored."""
+    pairs = [(found[i].frame, without[i]) for i in SHOWN] + [(found[i].restored, found[i].answer) for i in SHOWN]
+    row = np.concatenate([draw_answer(frame, answer)[0] for frame, answer in pairs if answer], axis=1)
+    for place, told in ((6, words), (6 + row.shape[1] // 2, f"{words}, restored")):
+        cv2.putText(row, told, (place, 248), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+    return row
 
 
 if __name__ == "__main__":

@@ -163,6 +163,21 @@ def test_a_new_size_and_a_stall_are_told_once(monkeypatch: pytest.MonkeyPatch) -
     assert events[1].told == "clip: frames are 16x16, not 8x8 any more"
 
 
+def test_a_stall_that_nobody_waited_for_is_told_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasktok_edge.runtimes.stream.STALL_S", 0.3)
+    events: list[Event] = []
+
+    def changing() -> Iterator[Frame]:
+        yield from frames(1)
+        time.sleep(0.5)
+        yield from frames(1)
+
+    with streamed(Frames(changing), Model(), policy="every", on_event=events.append) as results:
+        time.sleep(1)  # whoever takes the results is elsewhere
+        assert len(answered(results)) == 2
+    assert [e.kind for e in events] == ["opened", "stalled", "ended"]
+
+
 def test_closing_wakes_who_waits() -> None:
     gate = threading.Event()
 
