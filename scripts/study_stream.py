@@ -152,12 +152,6 @@ def main(
     )
     total = counts.answered + counts.dropped + counts.stale + counts.refused + counts.damaged + counts.still
     wanted = {kind: done[fault] for kind, fault in TOLD.items()} | {"sink": disk.outages}
-        "lost": done["gone"],
-        "damaged": done["damaged, told"],
-        "size": done["size"],
-        "stalled": done["stall"],
-        "sink": disk.outages,
-    }
     wrong = [f"{kind} told {events[kind]} times, not {n}" for kind, n in wanted.items() if events[kind] != n]
     if wrong or total != counts.captured or grown > 0.02 or closed_s > 1 or not disk.closed:
         raise VerdictError("; ".join(wrong) or "counts, memory or the end are not as they must be")
