@@ -1,6 +1,7 @@
 """A day in short: 100 000 frames with faults through one stream, and whether memory, counts and order hold.
 
     python scripts/study_stream.py BUNDLE --frames 100000
+    python scripts/study_stream.py BUNDLE --frames 30000 --slow 200      # and no result older than 400 ms
 
 The source stalls, changes its size, sends damaged frames, and goes away and comes back; a sink's disk is full now and then; the
 page has a viewer that asks and never reads; whoever takes the results rests. Every fault must be told once.
@@ -26,6 +27,7 @@ from tasktok_edge.apps.serve import serving
 from tasktok_edge.errors import VerdictError
 from tasktok_edge.runtimes import stream as streams
 from tasktok_edge.runtimes.cameras import DamagedError, EndedError, Frame, LostError
+from tasktok_edge.runtimes.session import Result, Session
 from tasktok_edge.runtimes.sinks import Sinks
 from tasktok_edge.runtimes.stream import Streamed
 
@@ -42,6 +44,7 @@ class Trouble:
     name, live, fps = "trouble", True, None
 
     def __init__(self, n: int, size: int, seed: int = 0) -> None:
+        self.given = 0
         self._draw, self._frames, self._left = random.Random(seed), np.random.default_rng(seed), n
         self._shapes = [(size, size), (size, 2 * size), (size + 7, size + 3)]
         self._shape, self._gone, self._hurt = self._shapes[0], False, False
@@ -78,9 +81,22 @@ class Trouble:
         if fault == "size":
             self._shape = self._draw.choice([s for s in self._shapes if s != self._shape])
         time.sleep(0.002)  # 500 frames a second
+        self.given += 1
         return self._draw.choice(self._pool[self._shape])
 
     def close(self) -> None: ...
+
+
+class Slow(Session):
+    """A session that takes its time."""
+
+    def __init__(self, session: Session, ms: float) -> None:
+        self.__dict__ = session.__dict__
+        self._slow_s = ms / 1e3
+
+    def __call__(self, frame: Frame, task: str | None = None) -> Result:  # type: ignore[override]
+        time.sleep(self._slow_s)
+        return super().__call__(frame, task)
 
 
 class FullDisk:
@@ -116,12 +132,13 @@ def never_reads(address: str) -> socket.socket:
 def main(
     bundle: Annotated[Path, typer.Argument()],
     frames: Annotated[int, typer.Option(min=10000)] = 100_000,
+    slow: Annotated[float, typer.Option(help="ms that the model takes longer, on purpose")] = 0,
 ) -> None:
     """Run it and print what was found; exit 3 where something does not hold."""
     console = Console()
     streams.STALL_S = STALL_S / 2
     streams.BACK_OFF_S = (0.01, 0.05)
-    model = open_model(bundle, "auto", 1)
+    model, oldest_ms = open_model(bundle, "auto", 1), 0.0
     source, disk, task = Trouble(frames, model.own.size), FullDisk(), model.own.tasks[0]
     live = Live([bundle], lambda path: open_model(path, "auto", 1), Wish(model, task, OWN), source.name)
     first_mib, last, events = 0.0, -1, live.told
@@ -129,13 +146,21 @@ def main(
         stack.callback(live.close)
         viewer = never_reads(stack.enter_context(serving(live, "0", None)))
         sinks = stack.enter_context(Sinks([live, disk], live.tell))
-        results = stack.enter_context(streams.stream(model.own, source, task=task, on_event=live.tell))
+        results = stack.enter_context(
+            streams.stream(
+                Slow(model.own, slow) if slow else model.own,
+                source,
+                task=task,
+                max_staleness_ms=2 * slow or None,
+                on_event=live.tell,
+            )
+        )
         live.results = results
         for n, one in enumerate(results, 1):
             sinks.write(one)
             if one.index <= last:
                 raise VerdictError(f"frame {one.index} came after {last}")
-            last = one.index
+            last, oldest_ms = one.index, max(oldest_ms, one.end_to_end_ms)
             if not first_mib and one.index > WARM_FRAMES:
                 first_mib = _mib()
             if n % 5000 == 0:
@@ -146,6 +171,7 @@ def main(
         viewer.close()
     counts, grown, done = results.counts, end_mib / first_mib - 1, source.done
     console.print(f"faults: {dict(done)}, disk full {disk.outages}; events: {dict(events)}", highlight=False)
+    console.print(f"oldest result {oldest_ms:.0f} ms; the source gave {source.given} whole frames", highlight=False)
     console.print(f"{counts}; {dict(sinks.missed)} not written; closed in {closed_s:.2f} s", highlight=False)
     console.print(
         f"memory {first_mib:.1f} MiB after {WARM_FRAMES} frames, {end_mib:.1f} at the end, {grown:+.1%}", highlight=False
@@ -153,8 +179,10 @@ def main(
     total = counts.answered + counts.dropped + counts.stale + counts.refused + counts.damaged + counts.still
     wanted = {kind: done[fault] for kind, fault in TOLD.items()} | {"sink": disk.outages}
     wrong = [f"{kind} told {events[kind]} times, not {n}" for kind, n in wanted.items() if events[kind] != n]
-    if wrong or total != counts.captured or grown > 0.02 or closed_s > 1 or not disk.closed:
-        raise VerdictError("; ".join(wrong) or "counts, memory or the end are not as they must be")
+    if total != counts.captured or counts.captured - counts.damaged != source.given or (slow and oldest_ms > 2 * slow):
+        wrong.append("frames are not all counted, or a result was too old")
+    if wrong or grown > 0.02 or closed_s > 1 or not disk.closed:
+        raise VerdictError("; ".join(wrong) or "memory or the end are not as they must be")
 
 
 def _mib() -> float:
