@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tasktok_edge.apps.live import AUTO, OWN, open_model
 from tasktok_edge.bundle import read_bundle
 from tasktok_edge.errors import BundleError, UsageError
 from tasktok_edge.export import Target
@@ -18,6 +19,8 @@ from tasktok_edge.model.tasktok import TaskTok
 from tasktok_edge.parity import export_verified
 from tasktok_edge.reference import Reference
 from tasktok_edge.runtimes import load
+from tasktok_edge.runtimes.cameras import Frames
+from tasktok_edge.runtimes.stream import stream
 
 TASKS = ("cls", "seg")
 BUDGETS = (1, 3)
@@ -113,3 +116,22 @@ def test_a_manifest_has_each_budget_for_all_tasks(exported: Callable[[Target], P
     left = [f for f in one.functions if f.name != "predict/seg@3"]
     with pytest.raises(BundleError, match="task seg has not the functions"):
         parse_manifest(one.model_copy(update={"functions": tuple(left)}).model_dump_json().encode())
+
+
+@pytest.mark.slow
+def test_a_camera_opens_the_budgets_below_the_tasks_own_from_the_largest_on(exported: Callable[[Target], Path]) -> None:
+    bundle = exported("onnx")
+    model = open_model(bundle, "cpu", 1, budgets=True)
+    most = max(len(task.selected_tokens) for task in model.own.bundle.manifest.tasks.values())
+    assert [s.tokens for s in model.sessions] == [None, *(n for n in reversed(BUDGETS) if n < most)]
+    assert model.own.bundle.budgets == BUDGETS and model.of_budget(AUTO) == model.sessions
+    assert model.of_budget("1")[0].tokens == 1 and model.of_budget(OWN) == (model.own,)
+    with pytest.raises(UsageError, match="unknown budget '2'"):
+        model.of_budget("2")
+    frames = [np.full((40, 40, 3), i, np.uint8) for i in range(3)]
+    with stream(model.sessions, Frames(lambda: frames), task="seg", policy="every", fps=1000) as results:
+        assert [one.session.tokens for one in results] == [None] * 3  # three are too few to leave the best
+    model.close()
+    fixed = open_model(bundle, "cpu", 1, tokens=3, budgets=True)
+    assert [s.tokens for s in fixed.sessions] == [3]
+    fixed.close()
