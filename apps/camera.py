@@ -79,9 +79,8 @@ def camera_command(
             raise UsageError(f"{file} cannot be written, there is no folder {file.parent}")
     from tasktok_edge.cli import need
 
-    cv2.utils.logging.setLogLevel(
-        cv2.utils.logging.LOG_LEVEL_SILENT
-    )  # what it has to say of a camera that is not there, an event says once
+    # What OpenCV has to say of a camera that is not there, an event says once.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     frames, console = _source(source), Console(stderr=True)
     with ExitStack() as stack:
         opening = partial(
