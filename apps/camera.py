@@ -91,7 +91,8 @@ def camera_command(
         start = Wish(model, _task(task, model.own.tasks), AUTO if fps else OWN)
         for session in model.of_budget(start.budget):
             prove(session, start.task)
-        live = Live(bundle, opening, start, frames.name, max_staleness or None)
+        levels = (still or None) if record is None else None  # each frame that is recorded has an answer of its own
+        live = Live(bundle, opening, start, frames.name, max_staleness or None, levels)
         stack.callback(live.close)
 
         def tell(event: Event) -> None:
@@ -114,7 +115,7 @@ def camera_command(
                 task=start.task,
                 policy=POLICIES[policy],
                 max_staleness_ms=max_staleness or None,
-                still=still or None if record is None else None,
+                still=levels,
                 fps=fps,
                 on_event=tell,
             )

@@ -119,6 +119,7 @@ class Live:
     now: Wish
     source: str
     max_staleness_ms: float | None = None
+    still: float | None = None  # levels
     name: str = "page"
     on_result: Callable[[Streamed | None], None] = lambda _: None  # None: there will be no more
     results: Stream | None = None
@@ -218,6 +219,7 @@ class Live:
             "fps": round(rate, 1),
             "age_s": None if age is None else round(age, 3),
             "max_staleness_ms": self.max_staleness_ms,
+            "still_levels": self.still,
             "ended": self.results is None or self.results.ended,
             "events": [{"at": round(at, 3), "kind": e.kind, "told": e.told} for at, e in list(self.events)],
         }

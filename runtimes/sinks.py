@@ -103,7 +103,8 @@ class Sinks:
 
 def line_of(one: Streamed) -> dict[str, object]:
     """A result as JSON takes it, without its pictures."""
-    spent = {"queue_ms": one.queue_ms, "inference_ms": one.inference_ms, "end_to_end_ms": one.end_to_end_ms}
-    times = {name: round(value, 3) for name, value in spent.items()}
+    spent = ("capture_ms", "queue_ms", "inference_ms", "end_to_end_ms")
+    times = {name: round(getattr(one, name), 3) for name in spent}
     answer = {"said": say(one.answer), "answer": plain(one.answer)} if one.answer is not None else {}
-    return {"frame": one.index, **answer, "still": one.still, **times}
+    change = None if one.change is None else round(one.change, 1)
+    return {"frame": one.index, **answer, "still": one.still, "change": change, **times}

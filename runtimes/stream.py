@@ -13,6 +13,7 @@ frame: a newer one takes its place, and the older is counted as dropped. Under `
 file loses no frame; a live source should not be read so.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -57,9 +58,11 @@ class Streamed:
     restored: NDArray[np.uint8]
     answer: Answer | None
     captured_s: float  # time.monotonic
+    capture_ms: float  # what the source took to give it, waiting for a camera included
     queue_ms: float  # from capture to the engine
     inference_ms: float  # 0 where the scene is still
     end_to_end_ms: float  # from capture to here
+    change: float | None  # of the scene, in levels of 255; None where that is not asked for, or this is the first
     still: bool  # nothing has changed since an earlier frame, whose result this is
     session: Session  # that answered
 
@@ -84,6 +87,7 @@ _Result = tuple[NDArray[np.uint8], Answer | None]
 class _Captured:
     index: int
     frame: NDArray[np.uint8]
+    took: float  # s
     at: float  # time.monotonic
 
 
@@ -151,7 +155,7 @@ class Stream:
     @property
     def ended(self) -> bool:
         """Whether there is no frame any more, and none will come."""
-        return (self._over or self._closed) and not self._waiting and self._failure is None
+        return self._closed or (self._over and not self._waiting and self._failure is None)
 
     def __enter__(self) -> Self:
         return self
@@ -192,9 +196,10 @@ class Stream:
             self.counts.stale += 1
             return None
         session = self._sessions[self._pace.way if self._pace else 0]
-        if self._levels is not None and self._last is not None and self._still.change(captured.frame) <= self._levels:
+        change = self._still.change(captured.frame) if self._levels is not None else None
+        if self._last is not None and self._levels is not None and change is not None and change <= self._levels:
             self.counts.still += 1
-            return self._streamed(captured, self._last, begun, time.monotonic(), session, still=True)
+            return _streamed(captured, self._last, begun, time.monotonic(), session, change, still=True)
         try:
             result = self._run(session, captured.frame)
         except FrameError as error:
@@ -218,20 +223,13 @@ class Stream:
         self._slow = False
         self.counts.answered += 1
         self._given = begun
-        return self._streamed(captured, result, begun, done, session, still=False)
+        return _streamed(captured, result, begun, done, session, change, still=False)
 
     def _run(self, session: Session, frame: NDArray[np.uint8]) -> _Result:
         if session.answers(self._task):
             found = session(frame, self._task)
             return found.frame, found.answer
         return session.restore(frame, self._task), None
-
-    def _streamed(
-        self, captured: _Captured, result: _Result, begun: float, done: float, session: Session, *, still: bool
-    ) -> Streamed:
-        inference = 0.0 if still else done - begun
-        times = (1e3 * (begun - captured.at), 1e3 * inference, 1e3 * (done - captured.at))
-        return Streamed(captured.index, captured.frame, *result, captured.at, *times, still=still, session=session)
 
     def _note_pace(self) -> None:
         """The last frame is done with: the caller is back for the next."""
@@ -248,7 +246,7 @@ class Stream:
 
     def _next_captured(self, until: float) -> _Captured | None:
         with self._changed:
-            while not self._waiting:
+            while not self._waiting or self._closed:
                 now = time.monotonic()
                 if self._failure is not None:
                     failure, self._failure = self._failure, None
@@ -303,6 +301,7 @@ class Stream:
     def _read_on(self) -> None:
         size, due = None, time.monotonic()
         while not self._closed:
+            asked = time.monotonic()
             try:
                 frame = self._source.read()
             except DamagedError as reason:
@@ -312,6 +311,7 @@ class Stream:
                     self._on_event(Event("damaged", str(reason)))
                 self._damaged = True
                 continue
+            took = time.monotonic() - asked
             self._damaged = False
             if size is not None and frame.shape[:2] != size:
                 told = "{1}x{0}, not {3}x{2}".format(*frame.shape[:2], *size)
@@ -320,9 +320,9 @@ class Stream:
             if self._source.fps is not None and self._policy == "latest":
                 due += 1 / self._source.fps  # a file is played at its own rate, as a camera would
                 self._sleep(due - time.monotonic())
-            self._put(frame)
+            self._put(frame, took)
 
-    def _put(self, frame: NDArray[np.uint8]) -> None:
+    def _put(self, frame: NDArray[np.uint8], took: float) -> None:
         with self._changed:
             if time.monotonic() - self._heard >= STALL_S:
                 self._tell_stalled()  # nobody was there to find out while it lasted
@@ -332,7 +332,7 @@ class Stream:
                 self._waiting.popleft()
                 self.counts.dropped += 1
             self._heard = time.monotonic()
-            self._waiting.append(_Captured(self.counts.captured, frame, self._heard))
+            self._waiting.append(_Captured(self.counts.captured, frame, took, self._heard))
             self.counts.captured += 1
             self._stalled = False
             self._changed.notify_all()
@@ -341,3 +341,28 @@ class Stream:
         with self._changed:
             if not self._closed and seconds > 0:
                 self._changed.wait_for(lambda: self._closed, seconds)
+
+
+def _streamed(
+    captured: _Captured,
+    result: _Result,
+    begun: float,
+    done: float,
+    session: Session,
+    change: float | None,
+    *,
+    still: bool,
+) -> Streamed:
+    return Streamed(
+        captured.index,
+        captured.frame,
+        *result,
+        captured_s=captured.at,
+        capture_ms=1e3 * captured.took,
+        queue_ms=1e3 * (begun - captured.at),
+        inference_ms=0.0 if still else 1e3 * (done - begun),
+        end_to_end_ms=1e3 * (done - captured.at),
+        change=change if change is not None and math.isfinite(change) else None,
+        still=still,
+        session=session,
+    )

@@ -180,10 +180,11 @@ def test_other_sites_can_neither_look_nor_change(bundles: list[Path]) -> None:
 
 
 def test_health_tells_a_camera_that_gives_nothing(bundles: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasktok_edge.apps.serve.SICK_S", 0.3)
     with camera(bundles) as (live, url), httpx.Client(base_url=url) as client:
         result(client)
         assert client.get("healthz").json() == {"status": "ok"}
+        monkeypatch.setattr("tasktok_edge.apps.serve.SICK_S", 0)
+        assert client.get("healthz").json() == {"status": "no result for 0 s"}
         assert live.results is not None
         live.results.close()
         answer = client.get("healthz")

@@ -15,7 +15,8 @@ from tasktok_edge.runtimes.stream import Event, Streamed
 def result(index: int) -> Streamed:
     frame = np.zeros((8, 8, 3), np.uint8)
     answer = Classification(1, "dog", np.array([0.25, 0.75], np.float32))
-    return Streamed(index, frame, frame, answer, 1.0 * index, 0.5, 2.0, 2.5, still=False, session=None)  # type: ignore[arg-type]
+    times = {"capture_ms": 1.0, "queue_ms": 0.5, "inference_ms": 2.0, "end_to_end_ms": 2.5}
+    return Streamed(index, frame, frame, answer, 1.0 * index, **times, change=None, still=False, session=None)  # type: ignore[arg-type]
 
 
 class Failing:

@@ -57,6 +57,7 @@ def test_every_frame_of_a_file_is_answered_in_order() -> None:
         seen = list(results)
     assert [one.index for one in seen] == list(range(50))
     assert all(one.answer.index == one.frame[0, 0, 0] for one in seen)  # type: ignore[union-attr]
+    assert all(one.capture_ms >= 0 and one.change is None for one in seen)
     assert all(0 <= one.queue_ms <= one.end_to_end_ms and one.inference_ms <= one.end_to_end_ms for one in seen)
     assert results.counts.captured == results.counts.answered == 50 and results.counts.dropped == 0
     assert [e.kind for e in events] == ["opened", "ended"]
@@ -231,6 +232,7 @@ def test_a_still_scene_is_not_restored_again_and_a_change_is() -> None:
     assert model.calls == results.counts.answered == 3 and results.counts.still == 9
     assert [one.answer.index for one in seen] == [0] * 7 + [3] * 3 + [0] * 2  # type: ignore[union-attr]
     assert all(one.inference_ms == 0 for one in seen if one.still)
+    assert [one.change for one in seen[:8]] == [None, 0, 0, 0, 0, 1, 2, 3]
 
 
 def test_the_first_of_several_sessions_that_keeps_up_is_used() -> None:

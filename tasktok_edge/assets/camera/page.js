@@ -115,6 +115,8 @@ async function go() {
         show("left", new Uint8Array(bytes, 4 + length, first));
         show("right", new Uint8Array(bytes, 4 + length + first, second));
         $("said").textContent = told.result.said || "";
+        $("change").textContent = told.still_levels === null ? "every frame is restored" :
+          `changed by ${told.result.change ?? "?"} levels; up to ${told.still_levels} is still`;
         times.push({ end: told.result.end_to_end_ms, inference: told.result.inference_ms });
         if (times.length > KEPT) times.shift();
         plot();
