@@ -213,26 +213,30 @@ def crop_resize(frame: NDArray[np.uint8], window: Window, size: int, how: Resize
     return np.ascontiguousarray(pad_to(resize(frame, *fitted(window, size), how), size))
 
 
-@lru_cache(maxsize=4)
-def _hann(side: int) -> NDArray[np.float32]:
-    line = np.hanning(side)
-    weight = np.maximum(np.outer(line, line), HANN_FLOOR).astype(np.float32)[..., None]
-    weight.flags.writeable = False  # it is shared by all callers
-    return weight  # (side, side, 1)
+@lru_cache(maxsize=2)
+def _shares(places: tuple[Window, ...], height: int, width: int) -> tuple[NDArray[np.float32], ...]:
+    """What each window has of the sum at its pixels, (side, side): a Hann window's weight of all that lie there."""
+    line = np.hanning(places[0].height)
+    weight = np.maximum(np.outer(line, line), HANN_FLOOR)
+    total = np.zeros((height, width))
+    parts = [(slice(w.top, w.top + w.height), slice(w.left, w.left + w.width)) for w in places]
+    for part in parts:
+        total[part] += weight
+    shares = tuple((weight / np.maximum(total[part], WEIGHT_FLOOR)).astype(np.float32) for part in parts)
+    for share in shares:
+        share.flags.writeable = False  # all callers have the same
+    return shares
 
 
 def blend(tiles: Sequence[NDArray[np.float32]], places: Sequence[Window], height: int, width: int) -> NDArray[np.float32]:
     """Blend float32 tiles (side, side, C) at their square windows into (height, width, C); a single tile comes back as is."""
     if len(tiles) == 1:
         return tiles[0]
-    weight = _hann(places[0].height)
     total = np.zeros((height, width, tiles[0].shape[2]), np.float32)
-    weights = np.zeros((height, width, 1), np.float32)
-    for tile, w in zip(tiles, places, strict=True):
-        rows, columns = slice(w.top, w.top + w.height), slice(w.left, w.left + w.width)
-        total[rows, columns] += tile * weight
-        weights[rows, columns] += weight
-    total /= np.maximum(weights, WEIGHT_FLOOR)
+    for tile, w, share in zip(tiles, places, _shares(tuple(places), height, width), strict=True):
+        part = total[w.top : w.top + w.height, w.left : w.left + w.width]
+        for channel in range(tile.shape[2]):  # of a share for all channels at once NumPy makes loops of three
+            part[..., channel] += tile[..., channel] * share
     return total
 
 
