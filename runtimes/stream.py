@@ -138,7 +138,7 @@ class Stream:
         self._damaged = self._refused = self._slow = False
         self._failure: Exception | None = None  # of the source, other than those it may have
         self._heard = time.monotonic()  # when a frame came last
-        self._given: float | None = None  # when the last result was asked for that went through the model
+        self._given: float | None = None  # when work on the last frame began that went through the model
         self._reader = threading.Thread(target=self._read, name="tasktok-camera", daemon=True)
         self._reader.start()
 
@@ -188,6 +188,9 @@ class Stream:
             one = self._answer(captured)
             if one is not None:
                 return one
+            self._note_pace()
+            if time.monotonic() >= until:  # frames that give nothing may go on for ever
+                break
         return None
 
     def _answer(self, captured: _Captured) -> Streamed | None:
@@ -208,7 +211,7 @@ class Stream:
                 self._on_event(Event("refused", f"frame {captured.index}: {error}"))
             self._refused = True
             return None
-        self._refused = False
+        self._refused, self._given = False, begun
         done = time.monotonic()
         if self._levels is not None:
             self._still.keep(captured.frame)
@@ -222,7 +225,6 @@ class Stream:
             return None
         self._slow = False
         self.counts.answered += 1
-        self._given = begun
         return _streamed(captured, result, begun, done, session, change, still=False)
 
     def _run(self, session: Session, frame: NDArray[np.uint8]) -> _Result:
@@ -232,7 +234,7 @@ class Stream:
         return session.restore(frame, self._task), None
 
     def _note_pace(self) -> None:
-        """The last frame is done with: the caller is back for the next."""
+        """The last frame is done with: the caller is back for the next, or had nothing of it."""
         begun, self._given = self._given, None
         if self._pace is not None and begun is not None and self._pace.saw(1e3 * (time.monotonic() - begun)):
             self._last = None  # another session's

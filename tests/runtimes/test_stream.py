@@ -210,6 +210,20 @@ def test_a_model_slower_than_a_result_may_be_old_is_told_once() -> None:
     assert [e.kind for e in events].count("slow") == 1 and results.counts.stale and not results.counts.answered
 
 
+def test_a_model_that_is_always_too_late_does_not_hold_who_polls() -> None:
+    with streamed(Frames(lambda: frames(100), fps=100), Model(0.05), max_staleness_ms=20) as results:
+        begun = time.monotonic()
+        assert results.poll(0.1) is None and not results.ended
+        assert time.monotonic() - begun < 0.7 and results.counts.stale
+
+
+def test_a_way_whose_results_come_too_late_is_left() -> None:
+    models, events = [Model(0.08), Model(0.001)], list[Event]()
+    with streamed(Frames(lambda: frames(120), fps=100), models, fps=50, max_staleness_ms=50, on_event=events.append) as results:
+        seen = list(results)
+    assert seen and {one.session for one in seen} == {models[1]} and [e.kind for e in events].count("pace") == 1
+
+
 def test_a_mistake_in_a_source_reaches_who_iterates() -> None:
     def wrong() -> Iterator[Frame]:
         yield from frames(2)
