@@ -88,12 +88,11 @@ def camera_command(
         )
         model = opening(bundle[0])
         stack.callback(model.close)
-        start = Wish(model, _task(task, model.own.tasks), AUTO if fps else OWN)
+        start = Wish(model, model.own.named(task), AUTO if fps else OWN)
         for session in model.of_budget(start.budget):
             prove(session, start.task)
         levels = (still or None) if record is None else None  # each frame that is recorded has an answer of its own
         live = Live(bundle, opening, start, frames.name, max_staleness or None, levels)
-        stack.callback(live.close)
 
         def tell(event: Event) -> None:
             live.tell(event)
@@ -160,14 +159,6 @@ def _sinks(
     if window:
         found.append(Window())
     return found
-
-
-def _task(task: str | None, known: Sequence[str]) -> str:
-    if task is None and len(known) > 1:
-        raise UsageError(f"name the task, this bundle has {len(known)}: {', '.join(known)}")
-    if task is not None and task not in known:
-        raise unknown_word("task", task, known)
-    return task or known[0]
 
 
 def _watch(

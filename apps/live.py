@@ -67,11 +67,7 @@ def open_model(path: Path, device: str, threads: int | None, *, tokens: int | No
 
 def prove(session: Session, task: str) -> None:
     """Run a first frame: it compiles and proves, and takes longer than others."""
-    frame = np.zeros((session.size, session.size, 3), np.uint8)
-    if session.answers(task):
-        session(frame, task)
-    else:
-        session.restore(frame, task)
+    session.look(np.zeros((session.size, session.size, 3), np.uint8), task)
 
 
 @dataclass(frozen=True)
@@ -168,9 +164,7 @@ class Live:
                     model = self.opening(self.bundles[bundle])
             try:
                 changed = model is not wanted.model
-                named = task or (wanted.task if wanted.task in model.own.tasks else model.own.tasks[0])
-                if named not in model.own.tasks:
-                    raise unknown_word("task", named, model.own.tasks)
+                named = model.own.named(task or (wanted.task if wanted.task in model.own.tasks else model.own.tasks[0]))
                 sessions = model.of_budget(named_budget := budget or (OWN if changed else wanted.budget))
                 for session in sessions:
                     prove(session, named)
@@ -178,7 +172,7 @@ class Live:
                 if model is not wanted.model:
                     model.close()
                 raise
-            if wanted is not self.now and wanted.model is not model and wanted.model is not self.now.model:
+            if wanted.model not in (model, self.now.model):
                 wanted.model.close()  # was opened, and never used
             self._wish = Wish(model, named, named_budget)
 
@@ -186,8 +180,10 @@ class Live:
         """Use what was asked for; between frames, in the thread that iterates."""
         if self._wish is None or self.results is None:
             return
-        with self._lock:
-            before, self.now, self._wish = self.now, self._wish, None
+        if not self._lock.acquire(blocking=False):
+            return  # somebody asks for more, which may take a while: frames go on
+        before, self.now, self._wish = self.now, self._wish, None
+        self._lock.release()
         self.results.use(self.now.model.of_budget(self.now.budget), self.now.task)
         if before.model is not self.now.model:
             before.model.close()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from tasktok_edge.errors import FrameError, UsageError, unknown_word
+from tasktok_edge.errors import FrameError, UsageError
 from tasktok_edge.recording import Recorder, everything, head_of
 from tasktok_edge.runtimes import Session, load
 from tasktok_edge.runtimes.answers import plain, say
@@ -59,22 +59,18 @@ def _restore(
     session: Session, frames: list[NDArray[np.uint8]], names: list[str], task: str | None, out: Path
 ) -> Iterator[dict[str, Any]]:
     # A checkpoint may have no network for a task: its bundle restores all the same, and the row says so.
-    answers = session.answers(task)
     for frame, name in zip(frames, names, strict=True):
-        result = session(frame, task) if answers else None
-        restored = session.restore(frame, task) if result is None else result.frame
+        restored, answer = session.look(frame, task)
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{name}.png"
         if not cv2.imwrite(str(path), cv2.cvtColor(restored, cv2.COLOR_RGB2BGR)):
             raise UsageError(f"{path} could not be written: choose another --out")
-        said = "no answer: the bundle holds no task network" if result is None else say(result.answer)
-        yield {"picture": name, "restored": str(path), "said": said, "answer": plain(result.answer) if result else None}
+        said = "no answer: the bundle holds no task network" if answer is None else say(answer)
+        yield {"picture": name, "restored": str(path), "said": said, "answer": plain(answer) if answer is not None else None}
 
 
 def _record(session: Session, frames: list[NDArray[np.uint8]], names: list[str], task: str | None, folder: Path) -> None:
-    if task is not None and task not in session.tasks:
-        raise unknown_word("task", task, session.tasks)
-    tasks = session.tasks if task is None else (task,)
+    tasks = session.tasks if task is None else (session.named(task),)
     labels = {t: session.bundle.manifest.tasks[t].labels for t in tasks}
     with Recorder(folder, head_of(session), labels) as recorder:
         for frame, name in zip(frames, names, strict=True):

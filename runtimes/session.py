@@ -102,9 +102,25 @@ class Session:
         """What can be run, such as "restore/seg" ("restore/seg@8"); a bundle may hold no predict/<task> for some tasks."""
         return tuple(self._functions)
 
+    def named(self, task: str | None) -> str:
+        """Give the task that is meant, the only one where none is named; UsageError for what there is not."""
+        if task is None and len(self.tasks) > 1:
+            raise UsageError(f"name the task, this bundle has {len(self.tasks)}: {', '.join(self.tasks)}")
+        name = self.tasks[0] if task is None else task
+        if name not in self.tasks:
+            raise unknown_word("task", name, self.tasks)
+        return name
+
     def answers(self, task: str | None = None) -> bool:
         """Whether there is a network that looks at what is restored for a task; else only restore() is possible."""
-        return function_name("predict", self._named(task), self._tokens) in self._functions
+        return function_name("predict", self.named(task), self._tokens) in self._functions
+
+    def look(self, frame: NDArray[np.uint8], task: str | None = None) -> tuple[NDArray[np.uint8], Answer | None]:
+        """Give the restored frame, and the task's answer where there is a network for it."""
+        if not self.answers(task):
+            return self.restore(frame, task), None
+        found = self(frame, task)
+        return found.frame, found.answer
 
     @property
     def size(self) -> int:
@@ -184,7 +200,7 @@ class Session:
 
     def placement(self, task: str | None = None) -> dict[str, int]:
         """Count where the operators of a task run, by the engine's own records, such as {"CPU, u8": 40, "CPU, f32": 97}."""
-        name = self._named(task)
+        name = self.named(task)
         functions = tuple(f for f in self._of("both", name) if f in self._functions)
         self._prove(functions)
         with self._lock:
@@ -249,7 +265,7 @@ class Session:
         return self._calls.get(key) or self._first_call(key, way, frame, task)
 
     def _first_call(self, key: tuple[object, ...], way: Way, frame: NDArray[np.uint8], task: str | None) -> _Call:
-        name = self._named(task)
+        name = self.named(task)
         functions = self._of(way, name)
         absent = [function for function in functions if function not in self._functions]
         if absent:
@@ -269,14 +285,6 @@ class Session:
 
     def _of(self, way: Way, task: str) -> tuple[str, ...]:
         return tuple(function_name(kind, task, self._tokens) for kind in WAYS[way])
-
-    def _named(self, task: str | None) -> str:
-        if task is None and len(self.tasks) > 1:
-            raise UsageError(f"name the task, this bundle has {len(self.tasks)}: {', '.join(self.tasks)}")
-        name = self.tasks[0] if task is None else task
-        if name not in self.tasks:
-            raise unknown_word("task", name, self.tasks)
-        return name
 
     def _rgb(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return frame if self._pixels == "rgb" else as_rgb(frame, self._pixels)  # RGB is checked once for each shape

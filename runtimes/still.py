@@ -1,7 +1,5 @@
 """Whether a scene is the one that was restored last: then it is not restored again."""
 
-from typing import Any
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -10,25 +8,29 @@ BLOCKS = 24  # along the short side
 LEVELS = 2.5  # of 255: how much a block may change; the README has what that misses and what it saves
 
 
+_Seen = tuple[tuple[int, ...], NDArray[np.float32]]  # a frame's shape, and the means of its blocks
+
+
 class Still:
     """Compares frames with the one that was kept last, not with the one before: a slow change adds up until it is seen."""
 
     def __init__(self) -> None:
-        self._kept: NDArray[Any] | None = None
-        self._shape: tuple[int, ...] = ()
+        self._kept: _Seen | None = None
+        self._seen: _Seen | None = None
 
     def change(self, frame: NDArray[np.uint8]) -> float:
         """The largest change, in levels of 255, of the mean of any block in any channel; infinity where nothing was kept.
 
         Something of a share `a` of a block that differs by `c` levels from what was there changes the block by a * c.
         """
-        if self._kept is None or frame.shape != self._shape:
+        self._seen = shape, means = frame.shape, _means(frame)
+        if self._kept is None or self._kept[0] != shape:
             return float("inf")
-        return float(np.abs(_means(frame) - self._kept).max())
+        return float(np.abs(means - self._kept[1]).max())
 
-    def keep(self, frame: NDArray[np.uint8]) -> None:
-        """Compare with this frame from now on."""
-        self._kept, self._shape = _means(frame), frame.shape
+    def keep(self) -> None:
+        """Compare with the frame that was measured last from now on."""
+        self._kept = self._seen
 
 
 def _means(frame: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -136,6 +136,7 @@ class Stream:
         self._changed = threading.Condition()
         self._over = self._closed = self._stalled = False
         self._damaged = self._refused = self._slow = False
+        self._came = False  # a frame, since the source was opened
         self._failure: Exception | None = None  # of the source, other than those it may have
         self._heard = time.monotonic()  # when a frame came last
         self._given: float | None = None  # when work on the last frame began that went through the model
@@ -204,7 +205,7 @@ class Stream:
             self.counts.still += 1
             return _streamed(captured, self._last, begun, time.monotonic(), session, change, still=True)
         try:
-            result = self._run(session, captured.frame)
+            result = session.look(captured.frame, self._task)
         except FrameError as error:
             self.counts.refused += 1
             if not self._refused:
@@ -214,7 +215,7 @@ class Stream:
         self._refused, self._given = False, begun
         done = time.monotonic()
         if self._levels is not None:
-            self._still.keep(captured.frame)
+            self._still.keep()
             self._last = result
         if self._old(captured, done):
             self.counts.stale += 1
@@ -226,12 +227,6 @@ class Stream:
         self._slow = False
         self.counts.answered += 1
         return _streamed(captured, result, begun, done, session, change, still=False)
-
-    def _run(self, session: Session, frame: NDArray[np.uint8]) -> _Result:
-        if session.answers(self._task):
-            found = session(frame, self._task)
-            return found.frame, found.answer
-        return session.restore(frame, self._task), None
 
     def _note_pace(self) -> None:
         """The last frame is done with: the caller is back for the next, or had nothing of it."""
@@ -270,18 +265,23 @@ class Stream:
 
     # The reader's thread.
 
+    def _tell_opened(self) -> None:
+        if not self._came:
+            self._came = True
+            self._on_event(Event("opened", self._source.name))
+
     def _read(self) -> None:
         try:
             attempt = 0
             while not self._closed:
+                self._came = False
                 try:
                     self._source.open()
                     self._heard, self._stalled = time.monotonic(), False
-                    self._on_event(Event("opened", self._source.name))
-                    attempt = 0
                     self._read_on()
                 except LostError as reason:
                     self._stalled = True  # that no frame comes is told by this
+                    attempt = 0 if self._came else attempt  # to be opened is not to be there
                     if attempt == 0:
                         self._on_event(Event("lost", f"{reason}; it is tried again" if self._source.live else str(reason)))
                     if not self._source.live:
@@ -307,6 +307,7 @@ class Stream:
             try:
                 frame = self._source.read()
             except DamagedError as reason:
+                self._tell_opened()
                 self.counts.captured += 1
                 self.counts.damaged += 1
                 if not self._damaged:
@@ -314,6 +315,7 @@ class Stream:
                 self._damaged = True
                 continue
             took = time.monotonic() - asked
+            self._tell_opened()
             self._damaged = False
             if size is not None and frame.shape[:2] != size:
                 told = "{1}x{0}, not {3}x{2}".format(*frame.shape[:2], *size)

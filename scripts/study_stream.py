@@ -26,8 +26,9 @@ from tasktok_edge.apps.live import OWN, Live, Wish, open_model
 from tasktok_edge.apps.serve import serving
 from tasktok_edge.errors import VerdictError
 from tasktok_edge.runtimes import stream as streams
+from tasktok_edge.runtimes.answers import Answer
 from tasktok_edge.runtimes.cameras import DamagedError, EndedError, Frame, LostError
-from tasktok_edge.runtimes.session import Result, Session
+from tasktok_edge.runtimes.session import Session
 from tasktok_edge.runtimes.sinks import Sinks
 from tasktok_edge.runtimes.stream import Streamed
 
@@ -94,9 +95,9 @@ class Slow(Session):
         self.__dict__ = session.__dict__
         self._slow_s = ms / 1e3
 
-    def __call__(self, frame: Frame, task: str | None = None) -> Result:  # type: ignore[override]
+    def look(self, frame: Frame, task: str | None = None) -> tuple[Frame, Answer | None]:
         time.sleep(self._slow_s)
-        return super().__call__(frame, task)
+        return super().look(frame, task)
 
 
 class FullDisk:
@@ -143,7 +144,6 @@ def main(
     live = Live([bundle], lambda path: open_model(path, "auto", 1), Wish(model, task, OWN), source.name)
     first_mib, last, events = 0.0, -1, live.told
     with ExitStack() as stack:
-        stack.callback(live.close)
         viewer = never_reads(stack.enter_context(serving(live, "0", None)))
         sinks = stack.enter_context(Sinks([live, disk], live.tell))
         results = stack.enter_context(

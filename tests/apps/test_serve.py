@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tasktok_edge import apps
-from tasktok_edge.apps.live import OWN, Live, Wish, open_model
+from tasktok_edge.apps.live import OWN, Live, Model, Wish, open_model
 from tasktok_edge.apps.serve import serving
 from tasktok_edge.errors import UsageError
 from tasktok_edge.runtimes.cameras import Frame, Frames
@@ -135,6 +135,30 @@ def test_what_somebody_asks_for_is_used_and_what_there_is_not_is_told(bundles: l
         assert "closed" in repr(first.own) and "closed" not in repr(live.now.model.own)
         head, _, drawn = result(client, answer=True)
         assert "said" in head["result"] and shape(drawn) == (48, 64, 3)
+
+
+def test_frames_go_on_while_a_bundle_is_opened(bundles: list[Path]) -> None:
+    gate, begun = threading.Event(), threading.Event()
+    with camera(bundles) as (live, url), httpx.Client(base_url=url) as client, ThreadPoolExecutor(1) as pool:
+        opening = live.opening
+
+        def slowly(path: Path) -> Model:
+            begun.set()
+            gate.wait(10)
+            return opening(path)
+
+        live.opening = slowly
+        asked = pool.submit(partial(live.wish, bundle=1))
+        begun.wait(10)
+        live._wish = live.now  # somebody else asked for something just before
+        seen = [result(client)[0]["result"]["frame"]]
+        while len(seen) < 5:
+            head = result(client, seen[-1])[0]
+            seen.append(head["result"]["frame"])
+        assert not asked.done() and seen == sorted(set(seen)) and head["bundle"] == 0
+        gate.set()
+        asked.result(10)
+        _until(client, lambda head: head["bundle"] == 1)
 
 
 def _until(client: httpx.Client, wanted: Any) -> dict[str, Any]:

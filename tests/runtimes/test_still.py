@@ -18,7 +18,7 @@ def scene(height: int, width: int) -> np.ndarray:
 def kept(frame: np.ndarray) -> Still:
     still = Still()
     assert still.change(frame) == np.inf
-    still.keep(frame)
+    still.keep()
     return still
 
 
@@ -53,7 +53,8 @@ def test_a_slow_change_adds_up_and_a_new_size_is_a_change() -> None:
     still = kept(frame)
     assert [still.change(frame + np.uint8(i)) > LEVELS for i in range(5)] == [False, False, False, True, True]
     assert still.change(np.full((96, 97, 3), 100, np.uint8)) == np.inf
-    still.keep(frame + np.uint8(3))
+    assert still.change(frame + np.uint8(3)) == 3
+    still.keep()
     assert still.change(frame + np.uint8(3)) == 0
 
 

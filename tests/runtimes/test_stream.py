@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tasktok_edge.errors import FrameError
 from tasktok_edge.frames import check_frame
-from tasktok_edge.runtimes.answers import Classification
+from tasktok_edge.runtimes.answers import Answer, Classification
 from tasktok_edge.runtimes.cameras import EndedError, Frame, Frames, LostError, camera
 from tasktok_edge.runtimes.session import Result
 from tasktok_edge.runtimes.stream import Event, Policy, Stream, stream
@@ -32,8 +32,9 @@ class Model:
         self.seconds, self.calls, self.tokens, self.tasks = seconds, 0, 8, set[str | None]()
         self.bundle = SimpleNamespace(manifest=SimpleNamespace(name="fake"))
 
-    def answers(self, task: str | None) -> bool:
-        return True
+    def look(self, frame: Frame, task: str | None) -> tuple[Frame, Answer]:
+        found = self(frame, task)
+        return found.frame, found.answer
 
     def __call__(self, frame: Frame, task: str | None) -> Result:
         check_frame(frame)
@@ -147,6 +148,28 @@ def test_a_lost_camera_is_opened_again_with_patience(monkeypatch: pytest.MonkeyP
     with streamed(source, Model(), policy="every", on_event=events.append) as results:
         assert answered(results) == [0, 1, 2, 3]
     assert source.opened == 5 and [e.kind for e in events] == ["opened", "lost", "opened", "ended"]
+
+
+class Flapping(Flaky):
+    """Can be opened at once each time, and gives nothing until the last time."""
+
+    def open(self) -> None:
+        self.opened += 1
+        self.left = 2 if self.opened > self.failures else 0
+
+    def read(self) -> Frame:
+        if self.opened > self.failures:
+            return super().read()
+        raise LostError("flaky gave no frame")
+
+
+def test_a_camera_that_opens_and_gives_nothing_is_lost_once_and_waited_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasktok_edge.runtimes.stream.BACK_OFF_S", (0.01, 0.02, 0.2))
+    events: list[Event] = []
+    begun = time.monotonic()
+    with streamed(Flapping(failures=4), Model(), policy="every", on_event=events.append) as results:
+        assert answered(results) == [0, 1]
+    assert [e.kind for e in events] == ["lost", "opened", "ended"] and time.monotonic() - begun > 0.4
 
 
 def test_a_new_size_and_a_stall_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
