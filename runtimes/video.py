@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ except ModuleNotFoundError:
     raise PackageError('video is decoded by PyAV, not installed: pip install "tasktok-edge[camera]"') from None
 
 OPEN_S = READ_S = 5.0  # what a network stream may take before it counts as lost
+EXIT_S = 1.0  # what a pipeline may take to leave, after the last of its frames
 # Of streams: a second to find out what they are, no frames held back, RTSP over TCP, whose pictures come whole. Not nobuffer:
 # it throws away what was looked at, the first key frame too.
 REMOTE = {"flags": "low_delay", "analyzeduration": "1000000", "rtsp_transport": "tcp"}
@@ -124,8 +126,10 @@ class Pipeline(Video):
         try:
             return super().read()
         except LostError:
-            if self._child is not None and self._child.poll() == 0:
-                raise EndedError from None  # such as of a file
+            if self._child is not None:
+                with suppress(subprocess.TimeoutExpired):  # its end of the pipe closes before it is gone
+                    if self._child.wait(EXIT_S) == 0:
+                        raise EndedError from None  # such as of a file
             raise
 
     def close(self) -> None:

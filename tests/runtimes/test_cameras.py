@@ -1,6 +1,7 @@
 """Sources by their words; video through PyAV, whole and damaged; a GStreamer pipeline; a file that is written."""
 
 import http.server
+import os
 import shutil
 import threading
 import time
@@ -145,6 +146,23 @@ def test_without_gstreamer_its_tool_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(UsageError, match=r"there is no gst-launch-1\.0"):
         camera("gst: videotestsrc")
+
+
+@pytest.mark.parametrize(("code", "told"), [(0, EndedError), (1, LostError)])
+def test_a_pipeline_that_is_slow_to_leave(
+    code: int, told: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "gst-launch-1.0"
+    head = r"YUV4MPEG2 W16 H16 F30:1 Ip A1:1 C420jpeg\nFRAME\n"
+    tool.write_text(f"#!/bin/sh\nprintf '{head}'\nhead -c 384 /dev/zero\nexec >&-\nsleep 0.3\nexit {code}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    source = camera("gst: videotestsrc")
+    source.open()
+    assert source.read().shape == (16, 16, 3)
+    with pytest.raises(told):
+        source.read()
+    source.close()
 
 
 @pytest.mark.skipif(shutil.which("gst-launch-1.0") is None, reason="GStreamer's tools are not installed")
