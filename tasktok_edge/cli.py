@@ -256,7 +256,7 @@ def run(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         return _fail(unknown_word("command", arguments[0], known))
     try:
-        left_with = app(arguments, standalone_mode=False)
+        left_with = app(arguments, prog_name="tasktok-edge", standalone_mode=False)
     except TaskTokEdgeError as error:
         return _fail(error)
     except (KeyboardInterrupt, typer.Abort):

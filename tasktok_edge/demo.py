@@ -104,3 +104,9 @@ def _picture(path: Path, shown: list[HeldOut], sessions: Mapping[str, Session], 
     columns[f"server: {task}"] = [(server.restore(h.degraded, task), server.predict(h.degraded, task)) for h in shown]
     before_after(path, shown, columns, title=f"{name}: held-out frames under Mix-B", selected=outcome.selected)
     return path
+
+
+if __name__ == "__main__":  # python -m tasktok_edge.demo
+    from tasktok_edge.cli import verb
+
+    verb("demo")()

@@ -1,7 +1,9 @@
 """The command line as a person types it: the path from checkpoint to answer, and one clear line for every mistake."""
 
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,19 @@ assert "torch" not in sys.modules
     assert run(["export", *words]) == 2
     error = capsys.readouterr().err
     assert "--overwrite" in error and error.count("\n") == 1
+
+
+VERBS = ("bench", "convert", "demo", "diagnose", "export", "greedy", "inspect", "quantize", "train", "validate")
+
+
+@pytest.mark.parametrize("module", VERBS)
+def test_a_verbs_module_is_the_verb(module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as left, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # it is imported already
+        runpy.run_module(f"tasktok_edge.{module}", run_name="__main__")
+    assert left.value.code == 0
+    assert f"Usage: tasktok-edge {module} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
